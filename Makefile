@@ -1,0 +1,32 @@
+# setup installs what is missing; every other goal calls it first. Run as root on Debian.
+PYTHON := .venv/bin/python
+APT := iproute2 nftables python3-venv
+
+.PHONY: setup check test demo bench clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml Makefile
+	@missing=$$(for p in $(APT); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
+	if [ -n "$$missing" ]; then apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing; fi
+	/usr/bin/python3 -m venv --system-site-packages .venv
+	$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[lab]'
+	@touch $@
+
+check: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/pytest -q -m 'not lab'
+
+test: check
+	.venv/bin/pytest -q -m lab
+
+demo: setup
+	@$(PYTHON) -m lab.demo
+
+bench: setup
+	@$(PYTHON) -m bench
+
+clean:
+	rm -rf .venv .lab *.egg-info

@@ -1,0 +1,1 @@
+"""The SMTP gateway appliance: a transparent SMTP proxy for Linux routers."""

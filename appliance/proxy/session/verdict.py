@@ -1,0 +1,124 @@
+"""What the session asks, what it is answered, and what it does to the world.
+
+The session core knows nothing of sockets, files or time. It calls an `Effects` object; the worker supplies a real one, the
+tests a recording one. Everything here is plain data, used by the session, the checks and the worker alike.
+"""
+
+import enum
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Gate(enum.IntFlag):
+    """Places on a mail's road at which checks may stand, in the order a mail meets them.
+
+    A gate that nobody watches (`Settings.gates`) is never asked. The REPLY gates are asked after a server's reply and must be
+    answered at once; at every other gate the answer may come later, through `Session.resume`.
+    """
+
+    EARLY = enum.auto()  # bytes before the greeting; subject: those bytes
+    HELO = enum.auto()  # subject: the name the client gave
+    MAIL = enum.auto()  # subject: the reverse-path, without its angle brackets
+    RCPT = enum.auto()  # subject: the forward-path
+    DATA = enum.auto()  # before DATA or the first BDAT; subject: empty
+    END = enum.auto()  # the message is whole, its end withheld; subject: empty
+    REPLY_HELO = enum.auto()  # subject of all four: the reply code as three digits, a blank, and what it answers
+    REPLY_MAIL = enum.auto()
+    REPLY_RCPT = enum.auto()
+    REPLY_AUTH = enum.auto()
+
+
+class Action(enum.Enum):
+    """What a verdict makes of the session."""
+
+    PASS = enum.auto()
+    REFUSE = enum.auto()  # answer for the server, which never sees the command; the session goes on
+    TAKEOVER = enum.auto()  # answer, drop the server, play server until the client leaves
+    HANGUP = enum.auto()  # answer, close both sides
+    DIRECT = enum.auto()  # stop looking: relay both ways from here on
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A check's answer: an action and, unless it passes, the reply for the client.
+
+    `enhanced` is the RFC 3463 code, written only to clients whose server offered ENHANCEDSTATUSCODES. `reason` is the text for
+    later MAIL commands of a taken-over session; the reply's own text when empty.
+    """
+
+    action: Action
+    code: int = 0
+    enhanced: str = ""
+    text: str = ""
+    reason: str = ""
+
+
+PASS = Verdict(Action.PASS)
+
+
+class Effects(Protocol):
+    """What a session may do to the world. Calls come in the order in which their effects must become visible."""
+
+    def to_client(self, data: bytes) -> None:
+        """Send to the client."""
+
+    def to_server(self, data: bytes) -> None:
+        """Send to the server."""
+
+    def ask(self, gate: Gate, subject: bytes) -> Verdict | None:
+        """Ask the checks of a gate; None when the answer will come through `Session.resume`."""
+
+    def begin_message(self) -> bytes:
+        """The server accepted a message: return the header lines to insert, each with its CRLF (b"" for none)."""
+
+    def spool(self, data: bytes) -> Verdict | None:
+        """Copy a piece of message for the scanners; a verdict when that failed and must end the message."""
+
+    def drop_message(self) -> None:
+        """The message under way will never be finished: forget its copy."""
+
+    def finish_message(self) -> None:
+        """The end of the message was released to the server."""
+
+    def direct(self) -> None:
+        """From here on the worker relays both ways by itself; the session is not called any more."""
+
+    def taken_over(self, reason: str) -> None:
+        """The session plays server from here on: timeout_session runs."""
+
+    def close_server(self) -> None:
+        """Close the connection to the server once everything sent has left."""
+
+    def close_client(self) -> None:
+        """Close the connection to the client once everything sent has left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The message texts of the configuration (msg_*) that the session itself speaks."""
+
+    hello: str
+    sign_off: str
+    proto_error: str
+    unimpl_command: str
+    transaction_failed: str
+    session_timeout: str
+    pipeline_full: str
+    size_limit: str
+    fixed_xclient_fail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a session needs of the configuration; built once for each reload and shared by its sessions."""
+
+    proxy_name: str
+    texts: Texts
+    gates: Gate = Gate(0)
+    pipeline_size: int = 128
+    on_takeover_cmds: int = 10
+    size_limit: int = 0
+    bare_newline: str = "reject"
+    forbid_starttls: bool = False
+    xclient: bool = False
+    spool: bool = False
