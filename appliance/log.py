@@ -1,0 +1,175 @@
+"""The log: one line of `key=value` text for each thing worth telling, to syslog and, when asked, to stderr.
+
+Everybody may write here, except the session core, whose caller writes for it. Nothing here may ever wait:
+a full or missing syslog costs lines, which are counted and told about later, never mail. What a client sent
+goes into a field, or through `plain()` when it has to stand among the words: that keeps it from forging fields.
+"""
+
+import os
+import re
+import select
+import socket
+import syslog
+import time
+
+LEVELS = {
+    "emerg": syslog.LOG_EMERG,
+    "alert": syslog.LOG_ALERT,
+    "crit": syslog.LOG_CRIT,
+    "err": syslog.LOG_ERR,
+    "warning": syslog.LOG_WARNING,
+    "notice": syslog.LOG_NOTICE,
+    "info": syslog.LOG_INFO,
+    "debug": syslog.LOG_DEBUG,
+}
+FACILITIES = {
+    "user": syslog.LOG_USER,
+    "mail": syslog.LOG_MAIL,
+    "daemon": syslog.LOG_DAEMON,
+    "auth": syslog.LOG_AUTH,
+    "news": syslog.LOG_NEWS,
+    "authpriv": 10 << 3,  # not in every Python's syslog module
+    **{f"local{n}": (16 + n) << 3 for n in range(8)},
+}
+
+_LONGEST_VALUE = 512
+_LONGEST_LINE = 2048  # bytes; below PIPE_BUF, so that a writable pipe takes a line whole
+_RETRY = 1.0  # seconds between attempts to reach a syslog that is away
+_NAMES = tuple(LEVELS)
+
+# A comma ends a field, "=" ends a name; at the very end, where base64 has it, "=" names nothing.
+_FORGES = re.compile(r"[^ -~]|[,%]|=(?!=*\Z)")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    character = found[0]
+    if character > "~" and character.isprintable():
+        return character
+    undecodable = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
+    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", undecodable))
+
+
+def plain(value: object) -> str:
+    """Text of a value, cut to 512 characters; what could end its line or field becomes %XX."""
+    if value is None:
+        return ""
+    if isinstance(value, bytes | bytearray | memoryview):
+        value = bytes(value[:_LONGEST_VALUE]).decode("utf-8", "surrogateescape")
+    return _FORGES.sub(_escaped, str(value)[:_LONGEST_VALUE])
+
+
+class Log:
+    """A log at a level (`LEVELS`) to a facility (`FACILITIES`); a line below it costs one comparison.
+
+    `path` is syslog's datagram socket. It is opened at once, so that a later chroot does not shut it out.
+    """
+
+    def __init__(self, level: str, facility: str, *, stderr: bool, path: str = "/dev/log") -> None:
+        self._level = LEVELS[level]
+        self._facility = FACILITIES[facility]
+        self._stderr = select.poll() if stderr else None
+        if self._stderr:
+            self._stderr.register(2, select.POLLOUT)
+        self._path = path
+        self._socket: socket.socket | None = None
+        self._next_attempt = 0.0
+        self._second = 0
+        self._stamp = ""
+        self.lost = 0  # lines syslog did not take since it last took one
+        self._connect()
+
+    def enabled(self, level: str) -> bool:
+        """Whether lines of this level are written; asks before an expensive line is put together."""
+        return LEVELS[level] <= self._level
+
+    def debug(self, words: str, /, **fields: object) -> None:
+        """Write a line only a developer wants."""
+        if self._level >= syslog.LOG_DEBUG:
+            self._write(syslog.LOG_DEBUG, words, fields)
+
+    def info(self, words: str, /, **fields: object) -> None:
+        """Write a line about the ordinary course of things."""
+        if self._level >= syslog.LOG_INFO:
+            self._write(syslog.LOG_INFO, words, fields)
+
+    def notice(self, words: str, /, **fields: object) -> None:
+        """Write a line an administrator wants to find again."""
+        if self._level >= syslog.LOG_NOTICE:
+            self._write(syslog.LOG_NOTICE, words, fields)
+
+    def warning(self, words: str, /, **fields: object) -> None:
+        """Write a line about something that works less well than it should."""
+        if self._level >= syslog.LOG_WARNING:
+            self._write(syslog.LOG_WARNING, words, fields)
+
+    def err(self, words: str, /, **fields: object) -> None:
+        """Write a line about something that failed."""
+        if self._level >= syslog.LOG_ERR:
+            self._write(syslog.LOG_ERR, words, fields)
+
+    def crit(self, words: str, /, **fields: object) -> None:
+        """Write a line about a failure that needs a person."""
+        if self._level >= syslog.LOG_CRIT:
+            self._write(syslog.LOG_CRIT, words, fields)
+
+    def _write(self, level: int, words: str, fields: dict[str, object]) -> None:
+        if not words.isprintable():
+            words = plain(words)
+        if fields:
+            words = words + " " + ", ".join([f"{name}={plain(value)}" for name, value in fields.items()])
+        line = words.encode("utf-8", "backslashreplace")[:_LONGEST_LINE]
+        if self._stderr:
+            self._to_stderr(f"smtp-gated[{os.getpid()}]: {_NAMES[level]}: ".encode() + line)
+        self._to_syslog(level, line)
+
+    def _to_stderr(self, line: bytes) -> None:
+        assert self._stderr is not None
+        try:
+            if self._stderr.poll(
+                0
+            ):  # a terminal stopped with ^S or a pipe nobody reads: rather lose the line
+                os.write(2, line + b"\n")
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._stderr = None
+
+    def _connect(self) -> None:
+        self._next_attempt = time.monotonic() + _RETRY
+        fresh = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            fresh.connect(self._path)
+        except OSError:
+            fresh.close()
+        else:
+            self._socket = fresh
+
+    def _to_syslog(self, level: int, line: bytes) -> None:
+        if self.lost and self._send(syslog.LOG_WARNING, f"{self.lost} log lines lost".encode()):
+            self.lost = 0
+        if self.lost or not self._send(level, line):
+            self.lost += 1
+
+    def _send(self, level: int, line: bytes) -> bool:
+        if self._socket is None:
+            if time.monotonic() < self._next_attempt:
+                return False
+            self._connect()
+        if self._socket is None:
+            return False
+        try:
+            self._socket.send(self._prefix(level) + line)
+        except BlockingIOError:
+            return False
+        except OSError:  # syslog went away: a socket of the same name may be another one already
+            self._socket.close()
+            self._socket = None
+            return self._send(level, line) if time.monotonic() >= self._next_attempt else False
+        return True
+
+    def _prefix(self, level: int) -> bytes:
+        now = int(time.time())
+        if now != self._second:
+            self._second = now
+            self._stamp = time.strftime("%b %e %H:%M:%S", time.localtime(now))
+        return f"<{self._facility | level}>{self._stamp} smtp-gated[{os.getpid()}]: ".encode()
