@@ -1,0 +1,49 @@
+"""The directory of one lab run: configuration files, sockets, mailboxes and logs, at one path for all hosts.
+
+Called by `lab.network`. A run that was killed leaves its directory behind; the next run removes it, which it
+can tell by the lock that a living run holds.
+"""
+
+import fcntl
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TextIO
+
+BASE = Path("/run/appliance-lab")
+
+
+class RunDirectory:
+    """A new directory under /run/appliance-lab, readable by every user; removed by `close`."""
+
+    def __init__(self, name: str):
+        BASE.mkdir(mode=0o755, exist_ok=True)
+        with (BASE / ".lock").open("w") as guard:  # between mkdtemp and flock nobody may sweep
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            _sweep()
+            self.path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=BASE))
+            self.path.chmod(0o755)
+            self._alive = _lock(self.path)
+
+    def close(self) -> None:
+        """Remove the directory with all that is in it. May be called twice."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._alive:
+            self._alive.close()
+
+
+def _lock(directory: Path) -> TextIO | None:
+    file = (directory / ".alive").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def _sweep() -> None:
+    for directory in BASE.iterdir():
+        if directory.is_dir() and (lock := _lock(directory)):
+            shutil.rmtree(directory, ignore_errors=True)
+            lock.close()
