@@ -2,7 +2,7 @@
 
 Everybody may write here, except the session core, whose caller writes for it. Nothing here may ever wait:
 a full or missing syslog costs lines, which are counted and told about later, never mail. What a client sent
-goes into a field, or through `plain()` when it has to stand among the words: that keeps it from forging fields.
+goes into a field, or through `plain()` when it has to stand among the words; that keeps it from forging any.
 """
 
 import os

@@ -1,0 +1,70 @@
+"""What a process may tell the kernel about itself through prctl(2), and which capabilities it has.
+
+Used by the supervisor and the workers alike. No policy lives here: who may do what is decided by the callers.
+"""
+
+import ctypes
+import os
+import signal
+from typing import Final
+
+PR_SET_PDEATHSIG: Final = 1
+PR_GET_PDEATHSIG: Final = 2
+PR_SET_DUMPABLE: Final = 4
+PR_SET_KEEPCAPS: Final = 8
+PR_SET_NAME: Final = 15
+PR_CAPBSET_READ: Final = 23
+PR_CAPBSET_DROP: Final = 24
+PR_SET_NO_NEW_PRIVS: Final = 38
+PR_GET_NO_NEW_PRIVS: Final = 39
+PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+
+CAP_NET_RAW: Final = 13
+CAP_LAST: Final = 63  # the bits a capability set has; the kernel knows fewer
+
+_VERSION_3: Final = 0x20080522
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def prctl(option: int, argument: int = 0) -> int:
+    """Call prctl(2) with one argument; give its result or raise OSError."""
+    result: int = _libc.prctl(option, ctypes.c_ulong(argument), *[ctypes.c_ulong(0)] * 3)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def set_name(name: str) -> None:
+    """Name this process as ps and top show it; the kernel keeps 15 bytes."""
+    buffer = ctypes.create_string_buffer(name.encode())
+    prctl(PR_SET_NAME, ctypes.addressof(buffer))
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends. A change of identity undoes it."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def death_signal() -> int:
+    """The signal this process gets when its parent ends, 0 = none."""
+    number = ctypes.c_int()
+    prctl(PR_GET_PDEATHSIG, ctypes.addressof(number))
+    return number.value
+
+
+def capabilities() -> tuple[int, int, int]:
+    """Effective, permitted and inheritable capabilities of this thread as bit sets."""
+    data = (ctypes.c_uint32 * 6)()
+    if _libc.capget((ctypes.c_uint32 * 2)(_VERSION_3, 0), data):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    effective, permitted, inheritable = (data[i] | data[i + 3] << 32 for i in range(3))
+    return effective, permitted, inheritable
+
+
+def set_capabilities(keep: int) -> None:
+    """Make `keep` the effective and permitted set of this thread, and nothing inheritable."""
+    low, high = keep & 0xFFFFFFFF, keep >> 32
+    data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
+    if _libc.capset((ctypes.c_uint32 * 2)(_VERSION_3, 0), data):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

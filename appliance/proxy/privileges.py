@@ -1,0 +1,125 @@
+"""How a worker gives up what it was started with: identity, groups, capabilities, and the way back to them.
+
+A worker calls `drop` once, before it starts a thread (capabilities belong to threads) and before it reads a
+byte from the network. The supervisor uses `identity` to tell whether the user exists. Nothing here asks for
+more rights than the process has, and nothing is believed: what was given up is read back.
+"""
+
+import contextlib
+import grp
+import os
+import pwd
+import threading
+from typing import NamedTuple
+
+from appliance import process
+
+_HIGHEST = 0xFFFFFFFE  # the next one means "leave unchanged" to setresuid(2)
+
+
+class PrivilegeError(Exception):
+    """Says in one line what could not be given up, and what to do."""
+
+
+class Identity(NamedTuple):
+    """Whom to become; `name` is empty for a user known by number alone."""
+
+    uid: int
+    gid: int
+    name: str
+
+
+def identity(user: str, group: str) -> Identity:
+    """Find a user and a group by name or number; empty: what the process is, or the user's own group.
+
+    Raises PrivilegeError when there is none.
+    """
+    uid, gid, name = os.geteuid(), os.getegid(), ""
+    if user:
+        try:
+            entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+            uid, gid, name = entry.pw_uid, entry.pw_gid, entry.pw_name
+        except (KeyError, OverflowError):
+            if not user.isdecimal() or not group:
+                raise PrivilegeError(
+                    f"set_user {user}: there is no such user; create it or name another"
+                ) from None
+            uid = int(user)
+    if group:
+        try:
+            gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+        except KeyError:
+            raise PrivilegeError(
+                f"set_group {group}: there is no such group; create it or name another"
+            ) from None
+    if max(uid, gid) > _HIGHEST:
+        raise PrivilegeError(f"set_user {uid}, set_group {gid}: the highest number is {_HIGHEST}")
+    return Identity(uid, gid, name)
+
+
+def drop(user: str, group: str, keep_net_raw: bool) -> None:
+    """Become `user` and `group` for good, with no capability, or with CAP_NET_RAW alone.
+
+    Both may be names or numbers; empty ones stay as they are, and even root is left without capabilities.
+    Programs started later inherit nothing. Raises PrivilegeError when anything is left over.
+    """
+    if threading.active_count() > 1:
+        raise PrivilegeError(
+            "privileges cannot be dropped: a thread was started before; report this as a bug"
+        )
+    target = identity(user, group)
+    keep = 1 << process.CAP_NET_RAW if keep_net_raw else 0
+    if keep & ~process.capabilities()[1]:
+        raise PrivilegeError("CAP_NET_RAW is missing, which tproxy modes need; start as root or grant it")
+    dies_with_parent = process.death_signal()
+    try:
+        if keep:
+            process.prctl(process.PR_SET_KEEPCAPS, 1)
+        _empty_bounding_set()
+        _become(target, changes_user=bool(user), changes_group=bool(user or group))
+        process.set_capabilities(keep)
+        process.prctl(process.PR_CAP_AMBIENT, process.PR_CAP_AMBIENT_CLEAR_ALL)
+        process.prctl(process.PR_SET_KEEPCAPS, 0)
+        process.prctl(process.PR_SET_NO_NEW_PRIVS, 1)
+        process.prctl(process.PR_SET_DUMPABLE, 0)  # its memory holds people's mail: no core file, no ptrace
+        process.prctl(process.PR_SET_PDEATHSIG, dies_with_parent)  # forgotten with the old identity
+    except OSError as error:
+        raise PrivilegeError(
+            f"cannot become user {user or target.uid}, group {group or target.gid}: {error.strerror}; "
+            "start as root, or leave set_user and set_group empty"
+        ) from None
+    _verify(target, keep)
+
+
+def _become(target: Identity, *, changes_user: bool, changes_group: bool) -> None:
+    if os.getresuid() == (target.uid,) * 3 and os.getresgid() == (target.gid,) * 3 and target.uid:
+        return  # started as that user: the groups are the ones it was given
+    if changes_group:
+        if target.name:
+            os.initgroups(target.name, target.gid)
+        else:
+            os.setgroups([target.gid] if changes_user else [*os.getgroups(), target.gid])
+        os.setresgid(target.gid, target.gid, target.gid)
+    if changes_user:
+        os.setresuid(target.uid, target.uid, target.uid)
+
+
+def _empty_bounding_set() -> None:
+    for capability in range(process.CAP_LAST + 1):
+        # EINVAL: beyond the last one this kernel knows. EPERM: not root, and then no_new_privs has to do.
+        with contextlib.suppress(OSError):
+            process.prctl(process.PR_CAPBSET_DROP, capability)
+
+
+def _verify(target: Identity, keep: int) -> None:
+    if os.getresuid() != (target.uid,) * 3 or os.getresgid() != (target.gid,) * 3:
+        raise PrivilegeError(f"the identity is {os.getresuid()}, {os.getresgid()}, not what was asked for")
+    if target.uid and process.capabilities() != (keep, keep, 0):
+        raise PrivilegeError(f"capabilities {process.capabilities()} are left over; report this as a bug")
+    if not process.prctl(process.PR_GET_NO_NEW_PRIVS):
+        raise PrivilegeError("no_new_privs did not take effect; this kernel is too old")
+    if not target.uid:
+        return
+    with contextlib.suppress(OSError):
+        os.setresuid(0, 0, 0)
+        raise PrivilegeError("root could be had back after it was given up; report this as a bug")

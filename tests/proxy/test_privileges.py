@@ -1,0 +1,105 @@
+"""Giving up privileges, each time in a process of its own that then looks at itself."""
+
+import json
+import os
+import pwd
+import subprocess
+import sys
+
+import pytest
+
+from appliance.proxy.privileges import Identity, PrivilegeError, identity
+
+PROGRAM = """
+import json, os, signal, subprocess, sys
+from appliance import process
+from appliance.proxy.privileges import PrivilegeError, drop
+process.die_with_parent()
+try:
+    drop(*json.loads(sys.argv[1]))
+except PrivilegeError as error:
+    print(json.dumps({"error": str(error)}))
+    raise SystemExit
+def capabilities(text):
+    return {k: int(v, 16) for k, v in (l.split(":") for l in text.splitlines() if l.startswith("Cap"))}
+child = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True).stdout
+print(json.dumps({
+    "ids": [*os.getresuid(), *os.getresgid()], "groups": os.getgroups(), "own": list(process.capabilities()),
+    "child": capabilities(child), "no_new_privs": process.prctl(process.PR_GET_NO_NEW_PRIVS),
+    "dumpable": process.prctl(3), "dies_with_parent": process.death_signal() == signal.SIGKILL,
+    "bounding": sum(process.prctl(process.PR_CAPBSET_READ, n) for n in range(40)),
+}))
+"""
+NOBODY = pwd.getpwnam("nobody")
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+NET_RAW = 1 << 13
+
+
+def drop(user: str, group: str, keep_net_raw: bool, *before: str) -> dict[str, object]:
+    arguments = [*before, sys.executable, "-c", PROGRAM, json.dumps([user, group, keep_net_raw])]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("user", ["nobody", str(NOBODY.pw_uid)])
+def test_root_becomes_an_unprivileged_user(user: str, keep: bool) -> None:
+    found = drop(user, "", keep)
+    kept = NET_RAW if keep else 0
+    assert found["ids"] == [NOBODY.pw_uid] * 3 + [NOBODY.pw_gid] * 3
+    assert found["groups"] == [NOBODY.pw_gid]
+    assert found["own"] == [kept, kept, 0]
+    assert found["child"] == {"CapInh": 0, "CapPrm": 0, "CapEff": 0, "CapBnd": 0, "CapAmb": 0}
+    assert found["no_new_privs"] == 1
+    assert found["bounding"] == found["dumpable"] == 0
+    assert found["dies_with_parent"]
+
+
+@ROOT_ONLY
+def test_a_group_and_a_user_known_by_number_alone() -> None:
+    found = drop("54321", "mail", False)
+    assert found["ids"] == [54321] * 3 + [8] * 3
+    assert found["groups"] == [8]
+
+
+@ROOT_ONLY
+def test_root_without_a_user_is_left_without_capabilities() -> None:
+    found = drop("", "", False)
+    assert found["ids"] == [0] * 6
+    assert found["own"] == [0, 0, 0]
+    assert found["child"] == {"CapInh": 0, "CapPrm": 0, "CapEff": 0, "CapBnd": 0, "CapAmb": 0}
+
+
+@ROOT_ONLY
+def test_a_user_stays_itself_and_cannot_become_another() -> None:
+    as_nobody = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--inh-caps=-all")
+    assert drop("nobody", "", False, *as_nobody)["ids"] == [NOBODY.pw_uid] * 3 + [NOBODY.pw_gid] * 3
+    assert drop("", "", False, *as_nobody)["own"] == [0, 0, 0]
+    assert drop("mail", "", False, *as_nobody)["error"] == (
+        "cannot become user mail, group 8: Operation not permitted; "
+        "start as root, or leave set_user and set_group empty"
+    )
+    assert "CAP_NET_RAW is missing" in str(drop("nobody", "", True, *as_nobody)["error"])
+
+
+def test_who_is_meant() -> None:
+    assert identity("", "") == Identity(os.geteuid(), os.getegid(), "")
+    assert identity("nobody", "") == Identity(NOBODY.pw_uid, NOBODY.pw_gid, "nobody")
+    assert identity("nobody", "mail") == Identity(NOBODY.pw_uid, 8, "nobody")
+    assert identity("54321", "12345") == Identity(54321, 12345, "")
+
+
+@pytest.mark.parametrize(
+    ("user", "group", "words"),
+    [
+        ("no-such-user", "", "set_user no-such-user: there is no such user"),
+        ("54321", "", "set_user 54321: there is no such user"),
+        ("", "no-such-group", "set_group no-such-group: there is no such group"),
+        ("4294967295", "0", "the highest number is 4294967294"),
+    ],
+)
+def test_who_is_not_there(user: str, group: str, words: str) -> None:
+    with pytest.raises(PrivilegeError, match=words):
+        identity(user, group)
