@@ -1,0 +1,126 @@
+"""The administrator's action script: started once for an event, told everything, never waited for.
+
+The worker calls `ActionScript.run`. Whether an event deserves the script is decided where locks are made.
+The script runs as the gateway's user in a process session of its own, so nothing it does reaches the
+gateway; its exit status is ignored.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from appliance.log import Log
+
+_RUNNING = 32  # scripts at once
+_WAITING = 256  # events that wait for one of them to end; more are dropped
+_TIMEOUT = 60.0  # seconds until a script that hangs is killed with its process group
+_VALUE_LENGTH = 512
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What the script is told: each field is the environment variable of the same name in capitals.
+
+    `found` names the event, as VIRUS or MAX_HOST. `unixtime` is the start of the connection; TIME is the
+    same for people. `auth` is the sum of 1 offered, 2 accepted, 4 rejected; `size` and `lock_duration` are
+    bytes and seconds.
+    """
+
+    proxy_name: str
+    found: str
+    virus_name: str = ""
+    spam_score: float = 0.0
+    source_ip: str
+    source_port: int
+    target_ip: str = ""
+    target_port: int = 0
+    local_ip: str
+    local_port: int
+    ident: str = ""
+    ident_count: int = 0
+    helo: str = ""
+    mail_from: str = ""
+    rcpts_total: int = 0
+    size: int = 0
+    transaction: int = 0
+    auth: int = 0
+    spool_name: str = ""
+    lock_file: str = ""
+    lock_duration: int = 0
+    unixtime: int
+
+    def environment(self) -> dict[str, str]:
+        """Return all variables, always the same set, free of control characters and of bounded length."""
+        values = {name.upper(): _clean(str(value)) for name, value in asdict(self).items()}
+        return {
+            **values,
+            "SPAM_SCORE": f"{self.spam_score:.3f}",
+            "TIME": time.ctime(self.unixtime),
+            "PATH": _PATH,
+        }
+
+
+def _clean(value: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in value[:_VALUE_LENGTH])
+
+
+class ActionScript:
+    """Runs `script` for events: at most 32 at once, each for at most `timeout` seconds."""
+
+    def __init__(self, script: Path, log: Log, timeout: float = _TIMEOUT) -> None:
+        self._script = script
+        self._log = log
+        self._timeout = timeout
+        self._turns = asyncio.Semaphore(_RUNNING)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def run(self, event: Event) -> None:
+        """Start the script for an event when its turn comes. Never waits; a flood is dropped and logged."""
+        if len(self._tasks) >= _RUNNING + _WAITING:
+            self._log.warning(
+                "ACTION:DROPPED", found=event.found, src=event.source_ip, why="too many scripts are running"
+            )
+            return
+        task = asyncio.get_running_loop().create_task(self._run(event))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, event: Event) -> None:
+        environment = event.environment()
+        arguments = (
+            environment["FOUND"],
+            environment["SOURCE_IP"],
+            environment["IDENT"] or "-",
+            environment["TARGET_IP"],
+        )
+        async with self._turns:
+            try:
+                script = await asyncio.create_subprocess_exec(
+                    self._script,
+                    *arguments,
+                    env=environment,
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except (OSError, ValueError) as error:
+                self._log.err("ACTION:FAILED", script=self._script, why=error)
+                return
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await script.wait()
+            except TimeoutError:
+                self._log.warning(
+                    "ACTION:TIMEOUT", script=self._script, found=event.found, src=event.source_ip
+                )
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(script.pid, signal.SIGKILL)
+                await script.wait()

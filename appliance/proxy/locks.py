@@ -1,0 +1,122 @@
+"""The lock directory: who is shut out, since when, and why.
+
+A lock is a file named after a client, `<ip>` or `<ip>-<ident>`, whose age is its mtime and whose first line
+is the cause. Administrators work on the directory with ls, rm and touch, so the files are the truth and
+nothing is remembered here. A file that belongs to another user than the gateway's exempts its client: it
+never locks and is never removed. Workers ask for every connection and create locks; names that begin with a
+dot are files in the making and no locks. The kernel's mirror of the locks, and what is logged or run when
+one is made, live elsewhere.
+"""
+
+import contextlib
+import itertools
+import os
+import re
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+_NOT_IN_ADDRESS = re.compile(r"[^0-9A-Fa-f.:]")
+_NOT_IN_IDENT = re.compile(r"[^A-Za-z0-9=+:-]")
+_NOT_IN_CAUSE = re.compile(r"[^ -~]")
+_IDENT_LENGTH = 64
+_CAUSE_LENGTH = 500
+_SKEW = 60.0  # seconds a file may come from the future before its date is put right
+
+FOREVER = -1
+
+
+def lock_name(ip: str, ident: str = "") -> str:
+    """Return the name of the lock file of a client (address as text), or of one ident of it; never a path."""
+    if ip.startswith("::ffff:") and "." in ip:
+        ip = ip[7:]  # an IPv4 client of a listener for both families
+    name = _NOT_IN_ADDRESS.sub("_", ip)
+    return f"{name}-{_NOT_IN_IDENT.sub('_', ident[:_IDENT_LENGTH])}" if ident else name
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A lock in force: its file, and the unix times of its making and its end (None: none is set)."""
+
+    path: Path
+    since: float
+    until: float | None
+
+
+class LockDirectory:
+    """The locks in `path`.
+
+    Each is made with exactly the permissions `perm` and lasts `duration` seconds (0: no locking, -1:
+    forever). `uid` is the gateway's user. `expired` is called with the path of each lock that has just been
+    removed because its time was over.
+    """
+
+    def __init__(
+        self, path: Path, perm: int, duration: int, uid: int, expired: Callable[[Path], None]
+    ) -> None:
+        self._path = path
+        self._prefix = f"{path}/"
+        self._perm = perm & 0o777
+        self._duration = duration
+        self._uid = uid
+        self._expired = expired
+        self._serial = itertools.count()
+
+    def find(self, ip: str, ident: str = "") -> Lock | None:
+        """Return the lock in force on a client (with an ident: on that ident of it), or None; never fails.
+
+        One lstat when there is none. A lock whose time is over is removed and reported.
+        """
+        if self._duration == 0:
+            return None
+        path = self._prefix + lock_name(ip, ident)
+        try:
+            found = os.lstat(path)
+        except OSError:
+            return None
+        if found.st_uid != self._uid or not stat.S_ISREG(found.st_mode):
+            return None
+        if self._duration == FOREVER:
+            return Lock(Path(path), found.st_mtime, None)
+        return self._in_force(Path(path), found.st_mtime)
+
+    def _in_force(self, path: Path, since: float) -> Lock | None:
+        now = time.time()
+        if since > now + _SKEW:
+            # The clock was set back. Left alone the lock would last until the clock has caught up, perhaps
+            # for years.
+            since = now
+            with contextlib.suppress(OSError):
+                os.utime(path, follow_symlinks=False)
+        if now < since + self._duration:
+            return Lock(path, since, since + self._duration)
+        try:
+            path.unlink()
+        except OSError:
+            return None  # removed by somebody else, or not ours to remove: over in any case
+        self._expired(path)
+        return None
+
+    def create(self, ip: str, ident: str, cause: str) -> Path | None:
+        """Lock a client, with `cause` as the file's first line, and return the file.
+
+        None if it is locked already, is exempt, or locking is off. Raises OSError when the file cannot be
+        made. The file appears under its name with its cause and permissions, never half made.
+        """
+        if self._duration == 0 or self.find(ip, ident):
+            return None
+        path = self._path / lock_name(ip, ident)
+        making = self._path / f".{path.name}.{os.getpid()}.{next(self._serial)}.{time.time_ns()}"
+        fd = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, _NOT_IN_CAUSE.sub("?", cause[:_CAUSE_LENGTH]).encode() + b"\n")
+            os.fchmod(fd, self._perm)  # open(2) would have taken the umask off
+            os.link(making, path)
+        except FileExistsError:
+            return None
+        finally:
+            os.close(fd)
+            making.unlink(missing_ok=True)
+        return path

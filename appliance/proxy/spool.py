@@ -1,0 +1,185 @@
+"""One message's copy for the scanners, written while the message flows to the server.
+
+The worker opens a `Spool` when a server accepts a message, writes every piece of it, hands it to the
+scanners at its end and closes it. `sweep` is called once when a worker starts. What a message means, and
+whether its copy is kept, is decided elsewhere.
+
+A copy has no name wherever that is possible: the kernel forgets it with the process. A scanner that is told
+a path needs a name, and so does a file system without O_TMPFILE. A named copy that is still in use has a
+second name beside it, `.live.<name>`, and is locked (flock) as long as its process lives. Only a copy with
+that second name whose lock is free is a leftover: what `spool_leave_on` kept has one name, and is never
+touched.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import time
+from pathlib import Path
+
+_LIVE = ".live."
+_SETTLED = 60.0  # seconds; between creation and flock a copy is alive without looking so
+_NO_TMPFILE = {
+    errno.EOPNOTSUPP,
+    errno.EISDIR,
+    errno.ENOENT,
+    errno.EINVAL,
+}  # open(2): kernel or file system without it
+
+
+class Spool:
+    """The copy of one message.
+
+    It is `directory/name` (an absolute path), with exactly the permissions `perm`, for at most `limit`
+    bytes of message. `named` gives it its name at once, for scanners that open it by path. Raises OSError
+    when it cannot be made.
+
+    `size` counts the bytes of message seen, whether they are still copied or not. `dropped` tells that
+    there is no copy any more: the message passed the limit, or writing failed. `fd` is -1 then. `path` is
+    the name, None as long as there is none.
+    """
+
+    def __init__(self, directory: Path, name: str, perm: int, limit: int, named: bool) -> None:
+        self.size = 0
+        self.dropped = False
+        self.path: Path | None = None
+        self.fd = -1
+        self._name = directory / name
+        self._live = directory / f"{_LIVE}{name}"
+        self._limit = limit
+        if not named:
+            self.fd = _open_unnamed(directory)
+        if self.fd < 0:
+            self._open_named()
+        try:
+            os.fchmod(self.fd, perm & 0o777)  # open(2) would have taken the umask off
+        except OSError:
+            self.close()
+            raise
+
+    def _open_named(self) -> None:
+        self.fd = os.open(
+            self._live, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._give_name(str(self._live))
+        except OSError:
+            self.close()
+            self._live.unlink(missing_ok=True)
+            raise
+        self.path = self._name
+
+    def _give_name(self, source: str) -> None:
+        """Link `source` to the final name; an earlier message kept by the same session makes room."""
+        for _ in range(2):
+            try:
+                # follow_symlinks is heeded only beside a src_dir_fd, which an absolute source makes
+                # meaningless otherwise
+                return os.link(source, self._name, src_dir_fd=self.fd, follow_symlinks=True)
+            except FileExistsError:
+                self._name.unlink(missing_ok=True)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self._name))
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append a piece of the message.
+
+        Past the limit the copy is dropped. A failure, as a full disk, drops it too and raises OSError, once.
+        """
+        self.size += len(data)
+        if self.dropped:
+            return
+        if self.size > self._limit:
+            self._drop()
+            return
+        self._append(data)
+
+    def header(self, data: bytes) -> None:
+        """Append lines of our own, which are no part of the message's size. Fails as `write` does."""
+        if not self.dropped:
+            self._append(data)
+
+    def _append(self, data: bytes | memoryview) -> None:
+        try:
+            written = os.write(self.fd, data)
+            while written < len(
+                data
+            ):  # a disk that is nearly full takes part of it, and says so on the next call
+                written += os.write(self.fd, memoryview(data)[written:])
+        except OSError:
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        self.dropped = True
+        self.close()
+
+    def keep(self) -> Path:
+        """Leave the copy under its name for good and return that name; raises OSError when that cannot be."""
+        if self.fd < 0:
+            raise FileNotFoundError(errno.ENOENT, "the copy was dropped", str(self._name))
+        if self.path is None:
+            self._give_name(f"/proc/self/fd/{self.fd}")
+        else:
+            self._live.unlink()
+        self.path = None  # not ours to remove any more
+        os.close(self.fd)
+        self.fd = -1
+        return self._name
+
+    def close(self) -> None:
+        """Remove the copy, unless it is kept. May be called again."""
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+                self._live.unlink(missing_ok=True)
+            self.path = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _open_unnamed(directory: Path) -> int:
+    """Return a file without a name that can be given one later, or -1 where there is no such thing."""
+    if not os.path.isdir("/proc/self/fd"):  # noqa: PTH112 - the name it may need later is reached through there
+        return -1
+    try:
+        return os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno in _NO_TMPFILE:
+            return (
+                -1
+            )  # a directory that is missing fails again, and then for good, when the named file is made
+        raise
+
+
+def sweep(directory: Path) -> int:
+    """Remove what dead processes of this user left in `directory`; return how many copies. Never fails."""
+    removed = 0
+    try:
+        names = [entry.name for entry in os.scandir(directory) if entry.name.startswith(_LIVE)]
+    except OSError:
+        return 0
+    for name in names:
+        with contextlib.suppress(OSError):
+            removed += _sweep_one(directory / name, directory / name.removeprefix(_LIVE))
+    return removed
+
+
+def _sweep_one(live: Path, name: Path) -> bool:
+    fd = os.open(live, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        settled = time.time() - found.st_ctime > _SETTLED
+        if not (stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and settled):
+            return False
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(found, name.lstat()):
+                name.unlink()
+        live.unlink()
+        return True
+    finally:
+        os.close(fd)
