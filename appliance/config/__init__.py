@@ -1,0 +1,24 @@
+"""The configuration language: one table of options, its value types, the parser, the checks and the dump.
+
+Everything else imports from here. The tables are `options.py`, `inspection.py`, `gateway.py` and
+`messages.py`.
+"""
+
+from appliance.config.config import NAMES, OPTIONS, Config
+from appliance.config.dump import dump
+from appliance.config.network import Address, Network, SocketAddress
+from appliance.config.parser import ConfigError, Problem, load, parse
+
+__all__ = [
+    "NAMES",
+    "OPTIONS",
+    "Address",
+    "Config",
+    "ConfigError",
+    "Network",
+    "Problem",
+    "SocketAddress",
+    "dump",
+    "load",
+    "parse",
+]

@@ -1,0 +1,63 @@
+"""What options have to do with each other: rules that no value can break by itself.
+
+Called by the parser once every line is read. Nothing here looks at the machine: which modes it has is handed
+in.
+"""
+
+from collections.abc import Collection, Iterator
+
+from appliance.config.config import OPTIONS, Config
+from appliance.config.option import Regex
+from appliance.config.options import MODES
+
+
+def errors(config: Config, modes: Collection[str] | None, *, complete: bool) -> Iterator[tuple[str, str]]:
+    """Give the option and the complaint for everything that cannot work.
+
+    `modes` are those this system has, None if that is not to be judged. `complete` demands what a running
+    gateway needs.
+    """
+    here = " ".join(mode for mode in MODES if modes is None or mode in modes)
+    if not config.mode and complete:
+        yield "mode", f"not set; set mode to one of {here}"
+    if config.mode and modes is not None and config.mode not in modes:
+        yield "mode", f"this system does not have the mode {config.mode}; it has {here}"
+    if config.mode in ("fixed", "fixed+xclient"):
+        yield from _fixed(config)
+    if config.spf == "fixed" and config.spf_fixed_ip is None:
+        yield "spf_fixed_ip", "not set; spf fixed needs the address to check"
+    if config.antivirus_path.path is None:
+        yield from _no_unix_socket(config)
+
+
+def _fixed(config: Config) -> Iterator[tuple[str, str]]:
+    server = config.fixed_server
+    if server is None:
+        yield "fixed_server", f"not set; mode {config.mode} needs the address of the mail server"
+        return
+    mine = server == config.bind_address or (config.bind_address.is_unspecified and server.is_loopback)
+    if mine and config.fixed_server_port == config.port:
+        yield "fixed_server", "leads back to the gateway itself; set the address and port of the mail server"
+
+
+def _no_unix_socket(config: Config) -> Iterator[tuple[str, str]]:
+    if config.antivirus_type == "mksd":
+        yield "antivirus_path", "mksd listens at a UNIX socket only; set its absolute path"
+    elif config.antivirus_type == "clamd" and config.antivirus_transfer == "fd":
+        yield "antivirus_transfer", "open files need a UNIX socket; set antivirus_path to one, or use stream"
+
+
+def warnings(config: Config) -> Iterator[tuple[str, str]]:
+    """Give the option and the complaint for everything that works, but hardly as it is meant."""
+    if config.antispam_type != "off" and config.spam_max_size <= 0:
+        yield "antispam_type", "spam_max_size is 0, so nothing is scanned for spam"
+    if config.antivirus_type != "off" and config.scan_max_size == 0:
+        yield "antivirus_type", "scan_max_size is 0, so nothing is scanned for viruses"
+    if "direct" in config.auth_skip and len(config.auth_skip) > 1:
+        yield "auth_skip", "direct stops all inspection, so the other words change nothing"
+    for name, option in OPTIONS.items():
+        value = getattr(config, name)
+        if isinstance(option.kind, Regex) and "[:" in value:
+            yield name, "classes such as [:alpha:] mean something else here; write a-z instead"
+        if option.pending and value != option.default:
+            yield name, "accepted, but without effect in this version"

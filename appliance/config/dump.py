@@ -1,0 +1,35 @@
+"""Configurations as people read them: what smtp-gated -t and -T print; files that the parser accepts."""
+
+from typing import Any
+
+from appliance.config.config import OPTIONS, Config
+from appliance.config.option import Enum, Flags, Option
+
+
+def dump(config: Config, *, messages: bool) -> str:
+    """Give every option by section; `messages` adds the texts for mail users and the words options allow."""
+    lines: list[str] = []
+    section = ""
+    for name, option in OPTIONS.items():
+        if option.section == "message" and not messages:
+            continue
+        if option.section != section:
+            section = option.section
+            lines += ["", f"# ---- {section}"]
+        lines += _comments(option, words=messages)
+        lines.append(f"{name:<30} {config.written(name)}")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def _comments(option: Option[Any], *, words: bool) -> list[str]:
+    comments = []
+    if option.pending:
+        comments.append(f"# {option.name}: accepted, but without effect in this version")
+    if option.obsolete:
+        comments.append(f"# {option.name}: accepted for the sake of old files, without effect")
+    if words and isinstance(option.kind, Enum):
+        comments.append(f"# {option.name} [ one ]: {{ {' '.join(option.kind.words)} }}")
+    if words and isinstance(option.kind, Flags):
+        allowed = (*option.kind.words, *option.kind.nothing[:1])
+        comments.append(f"# {option.name} [ multiple ]: {{ {' '.join(allowed)} }}")
+    return comments

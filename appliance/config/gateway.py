@@ -1,0 +1,75 @@
+"""The table of options, concluded: what the manual of the old daemon did not have.
+
+See `options.py` for how the table works. No code lives here.
+"""
+
+from pathlib import Path
+
+from appliance.config.network import Net, Port, Socket
+from appliance.config.option import Enum, File, List, Maybe, Option, Text, UInt, Workers
+
+
+class GatewayOptions:
+    """The gateway's own: how it works inside."""
+
+    workers = Option(
+        Workers(),
+        0,
+        "How many processes share the clients; auto, 0 in programs, is one for each processor.",
+        restart=True,
+    )
+    bare_newline = Option(
+        Enum("reject", "normalise", "pass"),
+        "reject",
+        "What becomes of a message with CR or LF standing alone, which can smuggle in a second message.",
+    )
+    antivirus_transfer = Option(
+        Enum("path", "stream", "fd"),
+        "path",
+        "How clamd gets a message: by the path of its copy, through the socket, or as an open file.",
+    )
+    control_socket = Option(
+        Maybe(File()),
+        Path("/run/smtp-gated/control"),
+        "The socket that accepts commands to the daemon.",
+        restart=True,
+        pending=True,
+    )
+    metrics_listen = Option(
+        Maybe(Socket()),
+        None,
+        "Where metrics are served over HTTP; nowhere when unset.",
+        restart=True,
+        pending=True,
+    )
+
+
+class KernelOptions:
+    """What the kernel is told: which connections come to the gateway, and which never do."""
+
+    lan_interfaces = Option(
+        List(Text("INTERFACE", r"[A-Za-z0-9_.@-]{1,15}", "the name of a network interface"), 64),
+        (),
+        "The interfaces that clients' connections arrive at.",
+        pending=True,
+    )
+    intercept_ports = Option(List(Port(), 64), (25,), "The ports whose connections are taken.", pending=True)
+    trusted_clients = Option(
+        List(Net(), 1024), (), "The clients whose connections are never taken.", pending=True
+    )
+    trusted_servers = Option(
+        List(Net(), 1024), (), "The servers to which connections are never taken.", pending=True
+    )
+    on_failure = Option(
+        Enum("open", "closed"),
+        "open",
+        "Whether mail passes by or is refused while no gateway runs.",
+        pending=True,
+    )
+    lock_talk = Option(
+        UInt(), 10, "How many connections a minute a locked client may make to be told why.", pending=True
+    )
+    fwmark = Option(
+        UInt(1, 2**32 - 1), 1, "The mark of packets that are routed to the gateway.", pending=True
+    )
+    route_table = Option(UInt(1, 2**32 - 1), 100, "The routing table that brings them there.", pending=True)

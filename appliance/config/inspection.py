@@ -1,0 +1,152 @@
+"""The table of options, continued: what is done to mail and to those who send it.
+
+See `options.py` for how the table works. No code lives here.
+"""
+
+from pathlib import Path
+
+from appliance.config.network import IP, Socket, SocketAddress
+from appliance.config.option import Bool, Enum, File, Int, List, Maybe, Option, Regex, Text, UInt
+
+SPOOL = Path("/var/spool/smtp-gated")
+
+
+def _header() -> Text:
+    return Text(
+        "STRING", r"[!-9;-~]{1,64}", "the name of a header: letters, digits and - without blanks or a colon"
+    )
+
+
+class MangleOptions:
+    """Headers put into messages."""
+
+    nat_header = Option(
+        _header(), "X-NAT-Received", "The header that tells the server where a message came from."
+    )
+    nat_header_type = Option(
+        Enum(
+            "none",
+            "generic",
+            "ip-only",
+            aliases={"simple": "generic", "0": "none", "1": "generic", "2": "ip-only"},
+        ),
+        "generic",
+        "What that header says: nothing at all, everything known, or the client's address alone.",
+    )
+    spool_header = Option(
+        _header(), "X-Proxy-Spool-Info", "The header that tells scanners where a message came from."
+    )
+    abuse = Option(Text(empty=True), "", "An address for complaints, given in the generic header.")
+
+
+class ScannerOptions:
+    """Virus and spam scanners."""
+
+    scanner_path = Option(Maybe(File()), None, "Once the path of a scanner.", obsolete=True)
+    antivirus_type = Option(Enum("off", "clamd", "mksd"), "off", "The virus scanner.")
+    antivirus_path = Option(
+        Socket(), SocketAddress(Path("/var/run/clamav/clamd.ctl")), "Where the virus scanner listens."
+    )
+    antispam_type = Option(
+        Enum("off", "spamassassin"), "off", "The spam scanner; spam_max_size must be set as well."
+    )
+    antispam_path = Option(
+        Socket(), SocketAddress(Path("/var/run/spamd/spamd_socket")), "Where the spam scanner listens."
+    )
+    dspam_storage = Option(
+        File("PATH"), SPOOL / "dspam", "Once the directory of another spam scanner.", obsolete=True
+    )
+
+
+class DnsblOptions:
+    """Block lists in the DNS."""
+
+    dnsbl = Option(
+        List(Text("ZONE", r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?\.?", "a DNS zone"), 32),
+        (),
+        "The zones to ask about each client.",
+        pending=True,
+    )
+
+
+class SpfOptions:
+    """Sender Policy Framework."""
+
+    spf = Option(
+        Enum("none", "incoming", "outgoing", "fixed", aliases={"off": "none"}),
+        "none",
+        "Which address must be allowed to send: the client's, that of outgoing_addr, or spf_fixed_ip.",
+        pending=True,
+    )
+    spf_log_only = Option(Bool(), False, "Log what SPF says but refuse nothing.", pending=True)
+    spf_fixed_ip = Option(Maybe(IP()), None, "The address that spf fixed checks.", pending=True)
+
+
+class RegexOptions:
+    """Patterns for what clients say, searched for anywhere in it unless anchored."""
+
+    regex_enforce_helo = Option(Regex(), "", "Refuse HELO and EHLO names that do not match.", pending=True)
+    regex_enforce_mail_from = Option(Regex(), "", "Refuse sender addresses that do not match.", pending=True)
+    regex_enforce_rcpt_to = Option(Regex(), "", "Refuse recipient addresses that do not match.", pending=True)
+    regex_reject_helo = Option(Regex(), "", "Refuse HELO and EHLO names that match.", pending=True)
+    regex_reject_mail_from = Option(Regex(), "", "Refuse sender addresses that match.", pending=True)
+    regex_reject_rcpt_to = Option(Regex(), "", "Refuse recipient addresses that match.", pending=True)
+
+
+class EarlytalkOptions:
+    """Clients that speak before they are greeted."""
+
+    earlytalk = Option(
+        Bool(),
+        True,
+        "Refuse clients that send anything before the server's greeting.",
+        aliases=("earlytalker",),
+    )
+
+
+class RatelimitOptions:
+    """Quotas of a client over a period; 0 sets no limit."""
+
+    ratelimit_path = Option(
+        File("PATH"), SPOOL / "ratelimit", "The directory of the clients' records.", pending=True
+    )
+    ratelimit_period = Option(
+        Int(),
+        0,
+        "The seconds after which counting starts anew; 0 turns rate limits off.",
+        aliases=("ratelimit_expiration",),
+        pending=True,
+    )
+    ratelimit_dst_expiration = Option(
+        Int(),
+        -1,
+        "The seconds for which a destination is remembered; negative sets no limit of destinations.",
+        pending=True,
+    )
+    ratelimit_generation = Option(
+        UInt(),
+        0,
+        "The number of this set of quotas; records of a lower number take the quotas over.",
+        pending=True,
+    )
+    ratelimit_connections = Option(Int(), 0, "The connections in a period.", pending=True)
+    ratelimit_sessions = Option(
+        Int(), 0, "The messages in a period.", aliases=("ratelimit_messages",), pending=True
+    )
+    ratelimit_recipients = Option(Int(), 0, "The recipients in a period.", pending=True)
+    ratelimit_bytes = Option(Int(), 0, "The bytes of messages in a period.", pending=True)
+    ratelimit_mailfrom_rejects = Option(
+        UInt(), 0, "The senders a server may refuse in a period.", pending=True
+    )
+    ratelimit_rcptto_rejects = Option(
+        UInt(), 0, "The recipients a server may refuse in a period.", pending=True
+    )
+    ratelimit_auth_rejects = Option(UInt(), 0, "The logins a server may refuse in a period.", pending=True)
+
+
+class CommandOptions:
+    """Commands that are kept from the server."""
+
+    forbid_starttls = Option(
+        Bool(), False, "Neither offer nor accept STARTTLS, so that every session can be inspected."
+    )

@@ -1,0 +1,89 @@
+"""Value types of the configuration language that name places in a network.
+
+Used by the option tables; `Address`, `Network` and `SocketAddress` are for everybody. No name is ever looked
+up here.
+"""
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from pathlib import Path
+
+from appliance.config.option import Int, Kind, shown
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.ASCII)
+
+
+def Port() -> Int:  # noqa: N802
+    """Make the type of a TCP or UDP port."""
+    return Int(1, 65535, "PORT")
+
+
+class IP(Kind[Address]):
+    """An IPv4 or IPv6 address."""
+
+    word = "IP"
+    allowed = "an IPv4 or IPv6 address"
+
+    def read(self, text: str) -> Address:
+        """Read an address; a name is never looked up."""
+        try:
+            if "%" in text:  # a scope names an interface, which only the kernel can judge
+                raise ValueError
+            return ip_address(text)
+        except ValueError:
+            raise ValueError(f"{shown(text)} is not an address") from None
+
+
+class Net(Kind[Network]):
+    """A network, or one address as the smallest of networks."""
+
+    word = "NETWORK"
+    allowed = "an address or a network such as 192.0.2.0/24 or 2001:db8::/32"
+
+    def read(self, text: str) -> Network:
+        """Read a network without host bits."""
+        try:
+            return ip_network(text)
+        except ValueError as error:
+            bits = ": it has bits behind its mask" if "host bits" in str(error) else ""
+            raise ValueError(f"{shown(text)} is not a network{bits}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class SocketAddress:
+    """Where a service listens: at a UNIX socket if `path` is set, else at `host` and TCP `port`."""
+
+    path: Path | None
+    host: str = ""
+    port: int = 0
+
+    def __str__(self) -> str:
+        """Give the form the file uses: /path, host:port or [IPv6]:port."""
+        if self.path is not None:
+            return str(self.path)
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Socket(Kind[SocketAddress]):
+    """A UNIX or TCP socket."""
+
+    word = "SOCKET"
+    allowed = "the absolute path of a UNIX socket, or address:port ([address]:port for IPv6)"
+
+    def read(self, text: str) -> SocketAddress:
+        """Read a path or an address with its port."""
+        if text.startswith("/"):
+            return SocketAddress(Path(text))
+        host, _, port = text.rpartition(":")
+        try:
+            if host.startswith("[") and host.endswith("]"):
+                return SocketAddress(None, str(IPv6Address(host[1:-1])), Port().read(port))
+            if _HOST.fullmatch(host) is None:
+                raise ValueError
+            return SocketAddress(None, host, Port().read(port))
+        except ValueError:
+            raise ValueError(f"{shown(text)} is not a socket") from None
