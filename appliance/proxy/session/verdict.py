@@ -1,7 +1,8 @@
 """What the session asks, what it is answered, and what it does to the world.
 
-The session core knows nothing of sockets, files or time. It calls an `Effects` object; the worker supplies a real one, the
-tests a recording one. Everything here is plain data, used by the session, the checks and the worker alike.
+The session core knows nothing of sockets, files or time. It calls an `Effects` object; the worker supplies a
+real one, the tests a recording one. Everything here is plain data, used by the session, the checks and the
+worker alike.
 """
 
 import enum
@@ -12,8 +13,9 @@ from typing import Protocol
 class Gate(enum.IntFlag):
     """Places on a mail's road at which checks may stand, in the order a mail meets them.
 
-    A gate that nobody watches (`Settings.gates`) is never asked. The REPLY gates are asked after a server's reply and must be
-    answered at once; at every other gate the answer may come later, through `Session.resume`.
+    A gate that nobody watches (`Settings.gates`) is never asked. The REPLY gates are asked after a server's
+    reply and must be answered at once; at every other gate the answer may come later, through
+    `Session.resume`.
     """
 
     EARLY = enum.auto()  # bytes before the greeting; subject: those bytes
@@ -22,10 +24,14 @@ class Gate(enum.IntFlag):
     RCPT = enum.auto()  # subject: the forward-path
     DATA = enum.auto()  # before DATA or the first BDAT; subject: empty
     END = enum.auto()  # the message is whole, its end withheld; subject: empty
-    REPLY_HELO = enum.auto()  # subject of all four: the reply code as three digits, a blank, and what it answers
-    REPLY_MAIL = enum.auto()
+    REPLY_MAIL = (
+        enum.auto()
+    )  # subject of all three: the reply code as three digits, a blank, and what it answers
     REPLY_RCPT = enum.auto()
     REPLY_AUTH = enum.auto()
+
+
+NO_GATES = Gate(0)
 
 
 class Action(enum.Enum):
@@ -42,8 +48,8 @@ class Action(enum.Enum):
 class Verdict:
     """A check's answer: an action and, unless it passes, the reply for the client.
 
-    `enhanced` is the RFC 3463 code, written only to clients whose server offered ENHANCEDSTATUSCODES. `reason` is the text for
-    later MAIL commands of a taken-over session; the reply's own text when empty.
+    `enhanced` is the RFC 3463 code, written only to clients whose server offered ENHANCEDSTATUSCODES.
+    `reason` is the text for later MAIL commands of a taken-over session; the reply's own text when empty.
     """
 
     action: Action
@@ -57,7 +63,7 @@ PASS = Verdict(Action.PASS)
 
 
 class Effects(Protocol):
-    """What a session may do to the world. Calls come in the order in which their effects must become visible."""
+    """What a session may do to the world, called in the order in which it must become visible."""
 
     def to_client(self, data: bytes) -> None:
         """Send to the client."""
@@ -69,7 +75,7 @@ class Effects(Protocol):
         """Ask the checks of a gate; None when the answer will come through `Session.resume`."""
 
     def begin_message(self) -> bytes:
-        """The server accepted a message: return the header lines to insert, each with its CRLF (b"" for none)."""
+        """A message begins: give the header lines to insert, each with its CRLF, or nothing."""
 
     def spool(self, data: bytes) -> Verdict | None:
         """Copy a piece of message for the scanners; a verdict when that failed and must end the message."""
@@ -114,11 +120,11 @@ class Settings:
 
     proxy_name: str
     texts: Texts
-    gates: Gate = Gate(0)
+    gates: Gate = NO_GATES
     pipeline_size: int = 128
     on_takeover_cmds: int = 10
     size_limit: int = 0
     bare_newline: str = "reject"
     forbid_starttls: bool = False
-    xclient: bool = False
+    mask_xclient: bool = False
     spool: bool = False

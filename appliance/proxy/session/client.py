@@ -1,0 +1,305 @@
+"""The client's direction: commands, and what of them goes on to the server. Messages stand in `content.py`.
+
+The hot path looks at whole buffers: a batch of commands that all pass goes on as one slice, a body as it
+came.
+"""
+
+from functools import partial
+
+from appliance.proxy.session import command
+from appliance.proxy.session.command import ANSWER_MAX, LINE_MAX
+from appliance.proxy.session.content import ContentSide
+from appliance.proxy.session.state import UNINSPECTABLE, Awaited, Chunks, Phase
+from appliance.proxy.session.verdict import Action, Gate, Verdict
+
+_WAITS = frozenset((Awaited.AUTH, Awaited.STARTTLS, Awaited.DATA))
+
+
+class ClientSide(ContentSide):
+    """What a session does with the client's bytes."""
+
+    def client_data(self, data: bytes) -> None:
+        """Take bytes that the client sent."""
+        if self.phase is Phase.TAKEN:
+            self._serve(data)
+            return
+        if self.phase in (Phase.CLOSED, Phase.DIRECT):
+            return
+        if self._gates & Gate.EARLY and self._awaited and self._awaited[0][0] is Awaited.GREETING:
+            self._ask(Gate.EARLY, data, self._early)
+            return
+        self._in = self._in[self._at :] + data if self._in else data
+        self._start = self._at = 0
+        self._advance()
+
+    def client_eof(self) -> None:
+        """The client has said all it will; what the server still owes it is delivered first."""
+        self._client_done = True
+        self._leave_if_done()
+
+    def resume(self, verdict: Verdict) -> None:
+        """Take the late answer of a check; ignored when the session has ended meanwhile."""
+        if self.phase is not Phase.ASKED:
+            return
+        self.phase = Phase.COMMAND
+        then, self._then = self._then, None
+        assert then
+        then(verdict)
+        self._advance()
+
+    def _early(self, verdict: Verdict) -> None:
+        if verdict.action is not Action.PASS:
+            self._conclude(verdict)
+
+    def _advance(self) -> None:
+        """Read on as far as the bytes and the phase allow."""
+        while self._at < len(self._in):
+            step = _STEPS.get(self.phase)
+            if step is None or not step(self):
+                break
+        if self._at == len(self._in):
+            self._in = b""
+            self._start = self._at = 0
+        self._leave_if_done()
+
+    def _leave_if_done(self) -> None:
+        if not self._client_done or self.phase in (Phase.ASKED, Phase.ENDING, Phase.DIRECT, Phase.CLOSED):
+            return
+        if not self._awaited or self.phase in (Phase.BODY, Phase.CHUNK, Phase.LONG, Phase.TAKEN):
+            self.end()
+
+    def _pass_line(self, kind: Awaited, subject: bytes) -> None:
+        """The line being read goes on, and a reply of this kind is awaited."""
+        self._awaited.append((kind, subject))
+        self._at = self._end
+        if kind in _WAITS or (self._chunks is not Chunks.NONE and kind >= Awaited.HELO):
+            self._flush()
+            self.phase = Phase.WAIT
+
+    def _commands(self) -> bool:
+        """Read whole lines; those nobody has to look at cost one match each."""
+        line_of = command.LINE[self._settings.bare_newline]
+        longest = LINE_MAX - (self._settings.bare_newline == "pass")
+        while self.phase is Phase.COMMAND and self._at < len(self._in):
+            match = line_of.match(self._in, self._at)
+            if match and match.end() - self._at <= longest:
+                self._command(match[1].upper(), match.end())
+            elif not self._irregular():
+                break
+        self._flush()
+        return self.phase is not Phase.COMMAND
+
+    def _command(self, verb: bytes, end: int) -> None:
+        self._end = end
+        if len(self._awaited) >= self._settings.pipeline_size - 1:
+            self._overflow()
+            return
+        self.commands += 1
+        handler = _HANDLERS.get(verb)
+        if handler is None:
+            self._awaited.append((Awaited.PLAIN, verb))
+            self._at = end
+        else:
+            handler(self, self._in[self._at : end])
+
+    def _overflow(self) -> None:
+        self._drop_line()
+        self.pipeline_overflow = True
+        self._refuse(Verdict(Action.TAKEOVER, 503, "5.5.0", self._settings.texts.pipeline_full))
+
+    def _irregular(self) -> bool:
+        """Read on at a line that is not whole, not clean or too long; False when more bytes are needed.
+
+        What is decided depends on the line alone, never on how its bytes arrived.
+        """
+        at, size = self._at, len(self._in)
+        found = command.UNCLEAN[self._settings.bare_newline].search(self._in, at)
+        stop = found.start() if found else size
+        verb = command.VERB.match(self._in, at, at + LINE_MAX - 1)
+        assert verb
+        limit = ANSWER_MAX if self.phase is Phase.ANSWER or verb[1].upper() == b"AUTH" else LINE_MAX
+        if stop - at >= limit - 1:
+            return self._too_long(verb[1].upper(), verb.end() - at == LINE_MAX - 1)
+        if found is None or (stop + 1 == size and found[0] == b"\r"):
+            return False
+        width = self._line_end(stop)
+        if not width:
+            return self._unclean(stop)
+        self._command(verb[1].upper(), stop + width)
+        return True
+
+    def _line_end(self, stop: int) -> int:
+        """How many bytes of line end stand at `stop`; 0 when what stands there may not end a line."""
+        if self._in.startswith(b"\r\n", stop):
+            return 2
+        return int(self._in[stop] == 0x0A and self._settings.bare_newline == "pass")
+
+    def _too_long(self, verb: bytes, verb_unfinished: bool) -> bool:
+        self._flush()
+        if self.phase is Phase.COMMAND and verb not in _HANDLERS and not verb_unfinished:
+            self._awaited.append((Awaited.PLAIN, verb))
+            self.phase = Phase.LONG
+            return True
+        refusal = self._reply(500, "5.5.2", "Line too long")
+        if self.phase is Phase.ANSWER:
+            self._effects.to_server(b"*\r\n")
+            self._awaited.append((Awaited.CANCELLED, refusal))
+        else:
+            self._own(refusal)
+        self.phase = Phase.SKIP
+        return True
+
+    def _unclean(self, stop: int) -> bool:
+        """A NUL, a bare LF or a bare CR stands at `stop`, inside a command."""
+        if self._settings.bare_newline == "normalise" and self._in[stop]:
+            self._flush()
+            self._in = self._in[self._at : stop] + b"\r\n" + self._in[stop + 1 :]
+            self._start = self._at = 0
+            return True
+        self._flush()
+        if self.phase is Phase.LONG:
+            self._awaited.pop()  # the server will never see the end of that line
+        self._in_line = self._in[stop] != 0x0A
+        text = "Lines must end in CRLF" if self._in[stop] else "NUL is not allowed in a command"
+        self._start = self._at = stop + 1
+        self._refuse(Verdict(Action.TAKEOVER, 550, "5.5.2", text))
+        return True
+
+    def _long(self) -> bool:
+        """Pass the rest of a long line on as it comes."""
+        found = command.UNCLEAN[self._settings.bare_newline].search(self._in, self._at)
+        if found is None:
+            self._at = len(self._in)
+            self._flush()
+            return True
+        self._at = found.start()
+        self._flush()
+        if self._at + 1 == len(self._in) and found[0] == b"\r":
+            return False
+        width = self._line_end(self._at)
+        if not width:
+            return self._unclean(self._at)
+        self._at += width
+        self._flush()
+        self.phase = Phase.COMMAND
+        return True
+
+    def _skip(self) -> bool:
+        """Drop the rest of a refused line."""
+        end = self._in.find(b"\n", self._at)
+        self._start = self._at = end + 1 or len(self._in)
+        if end >= 0:
+            self.phase = Phase.COMMAND
+        return True
+
+    def _answer(self) -> bool:
+        """Pass one whole line, the answer to an AUTH challenge."""
+        match = command.LINE[self._settings.bare_newline].match(self._in, self._at)
+        if match is None or match.end() - self._at > ANSWER_MAX:
+            return self._irregular()
+        self._end = match.end()
+        self._pass_line(Awaited.AUTH, b"")
+        return True
+
+    def _checked(self, gate: Gate, subject: bytes, kind: Awaited, owed: bytes = b"") -> None:
+        """Pass the line when the checks of its gate agree."""
+        if not self._gates & gate:
+            self._pass_line(kind, owed)
+            return
+        self._flush()
+        self._ask(gate, subject, partial(self._decided, kind, owed))
+
+    def _decided(self, kind: Awaited, owed: bytes, verdict: Verdict) -> None:
+        if verdict.action is Action.PASS:
+            self._pass_line(kind, owed)
+        else:
+            self._drop_line()
+            self._refuse(verdict)
+
+    def _answer_here(self, code: int, enhanced: str, text: str) -> None:
+        self._drop_line()
+        self._own(self._reply(code, enhanced, text))
+
+    def _helo(self, line: bytes) -> None:
+        self._helo_line = line
+        self._checked(Gate.HELO, command.argument(line), Awaited.HELO)
+
+    def _ehlo(self, line: bytes) -> None:
+        self._helo_line = line
+        self._checked(Gate.HELO, command.argument(line), Awaited.EHLO)
+
+    def _mail(self, line: bytes) -> None:
+        if self._chunks is Chunks.OPEN:
+            self._answer_here(503, "5.5.1", self._settings.texts.proto_error)
+            return
+        self._mail_line = line
+        if self._chunks is Chunks.NONE and not self._gates & (Gate.MAIL | Gate.REPLY_MAIL):
+            self._pass_line(Awaited.PLAIN, b"MAIL")
+        else:
+            self._checked(Gate.MAIL, command.path(line), Awaited.MAIL_WATCHED, command.path(line))
+
+    def _rcpt(self, line: bytes) -> None:
+        if self._chunks is Chunks.OPEN:
+            self._answer_here(503, "5.5.1", self._settings.texts.proto_error)
+        elif not self._gates & (Gate.RCPT | Gate.REPLY_RCPT):
+            self._pass_line(Awaited.RCPT, b"")
+        else:
+            watched = Awaited.RCPT_WATCHED if self._gates & Gate.REPLY_RCPT else Awaited.RCPT
+            self._checked(Gate.RCPT, command.path(line), watched, command.path(line))
+
+    def _rset(self, _line: bytes) -> None:
+        if self._chunks is Chunks.NONE:
+            self._pass_line(Awaited.PLAIN, b"RSET")
+        else:
+            self._pass_line(Awaited.RSET, b"")
+
+    def _data(self, _line: bytes) -> None:
+        if self._chunks is not Chunks.NONE:
+            self._answer_here(503, "5.5.1", self._settings.texts.proto_error)
+        else:
+            self._checked(Gate.DATA, b"", Awaited.DATA)
+
+    def _auth(self, _line: bytes) -> None:
+        self._pass_line(Awaited.AUTH, b"")
+
+    def _starttls(self, _line: bytes) -> None:
+        if self._settings.forbid_starttls:
+            self._answer_here(502, "5.5.1", self._settings.texts.unimpl_command)
+        else:
+            self._pass_line(Awaited.STARTTLS, b"")
+
+    def _xclient(self, _line: bytes) -> None:
+        if self._settings.mask_xclient:
+            self._answer_here(502, "5.5.1", self._settings.texts.unimpl_command)
+        else:
+            self._pass_line(Awaited.PLAIN, b"XCLIENT")
+
+    def _uninspectable(self, line: bytes) -> None:
+        if command.argument(line):
+            self._answer_here(502, "5.5.1", self._settings.texts.unimpl_command)
+        else:
+            self._pass_line(Awaited.PLAIN, b"")
+
+
+_HANDLERS = {
+    b"HELO": ClientSide._helo,
+    b"EHLO": ClientSide._ehlo,
+    b"MAIL": ClientSide._mail,
+    b"RCPT": ClientSide._rcpt,
+    b"RSET": ClientSide._rset,
+    b"DATA": ClientSide._data,
+    b"BDAT": ClientSide._bdat,
+    b"AUTH": ClientSide._auth,
+    b"STARTTLS": ClientSide._starttls,
+    b"XCLIENT": ClientSide._xclient,
+    **dict.fromkeys(UNINSPECTABLE, ClientSide._uninspectable),
+}
+
+_STEPS = {
+    Phase.COMMAND: ClientSide._commands,
+    Phase.ANSWER: ClientSide._answer,
+    Phase.LONG: ClientSide._long,
+    Phase.SKIP: ClientSide._skip,
+    Phase.BODY: ClientSide._body_bytes,
+    Phase.CHUNK: ClientSide._chunk_bytes,
+}

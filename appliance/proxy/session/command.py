@@ -1,0 +1,50 @@
+"""Commands: how a line from the client is read (RFC 5321 section 4.1.1). No state, no effects."""
+
+import re
+
+LINE_MAX = 2048
+"""Longest line, CRLF included, of a command that is looked at."""
+
+ANSWER_MAX = 12288
+"""Longest AUTH command or answer to its challenge (RFC 4954 section 4)."""
+
+_VERB = rb"[ \t\v\f]*([^ \t\v\f\0\r\n]*)"
+
+VERB = re.compile(_VERB)
+"""The verb of a line. White space around it is read as lenient servers read it, or one could pass unseen."""
+
+LINE = {
+    "reject": re.compile(_VERB + rb"[^\0\r\n]*\r\n"),
+    "normalise": re.compile(_VERB + rb"[^\0\r\n]*\r\n"),
+    "pass": re.compile(_VERB + rb"[^\0\n]*\n"),
+}
+"""One whole command line and its verb, by `bare_newline`."""
+
+UNCLEAN = {
+    "reject": re.compile(rb"[\0\r\n]"),
+    "normalise": re.compile(rb"[\0\r\n]"),
+    "pass": re.compile(rb"[\0\n]"),
+}
+"""Where a line ends, well or badly: CRLF, or what may not stand inside a command."""
+
+_PATH = re.compile(rb':[ \t]*<((?:"(?:[^"\\]|\\.)*"|[^">])*)>')
+_BARE_PATH = re.compile(rb":[ \t]*([^ \t\r\n]*)")
+_BDAT = re.compile(rb"[ \t]*BDAT[ \t]+([0-9]{1,15})([ \t]+LAST)?[ \t]*\r?\n", re.IGNORECASE)
+
+
+def path(line: bytes) -> bytes:
+    """Give the address of a MAIL or RCPT line: what stands in angle brackets, or else the first word."""
+    found = _PATH.search(line) or _BARE_PATH.search(line)
+    return found[1] if found else b""
+
+
+def argument(line: bytes) -> bytes:
+    """Give what stands behind the verb, without surrounding white space."""
+    words = line.split(None, 1)
+    return words[1].strip() if len(words) > 1 else b""
+
+
+def chunk(line: bytes) -> tuple[int, bool] | None:
+    """Read `BDAT size [LAST]` (RFC 3030): the size in bytes, whether it is the last; None when malformed."""
+    found = _BDAT.fullmatch(line)
+    return (int(found[1]), bool(found[2])) if found else None

@@ -1,0 +1,91 @@
+"""Where a message ends: the framing of DATA (RFC 5321 section 4.5.2), on whole buffers.
+
+Only CRLF . CRLF ends a message. A lone dot between line ends of which one is not CRLF is what SMTP smuggling
+is made of: some servers would take it for the end. Depending on `bare_newline` it is refused, rewritten to an
+ordinary line or passed.
+"""
+
+import re
+
+_END = b"\r\n.\r\n"
+
+# A line end, perhaps a dot, perhaps half a line end: what the next bytes may turn into an end of message.
+_UNDECIDED = re.compile(rb"(?:\r\n|\n|\r)(?:\.\r?)?\Z")
+
+# A lone dot that only a lenient reader takes for the end. `\r\n.\r` at the very end of a buffer is still
+# undecided.
+_LENIENT_END = re.compile(rb"(?<!\r)\n\.[\r\n]|\r\.[\r\n]|\r\n\.(?:\n|\r[^\n])")
+
+# What `normalise` rewrites: a line end that is not CRLF, with the dot behind it, and a dot that would then
+# stand alone in a line.
+_BARE = re.compile(rb"(?:(?<!\r)\n|\r(?!\n))\.?|(?<=\r\n)\.(?=\n|\r(?!\n))")
+
+
+class DataBody:
+    """The body of one DATA command, fed in pieces of any size.
+
+    After each `feed`: `wire` is what goes to the server (dots stuffed), `content` what the message says (dots
+    restored), `rest` the client's bytes behind the end, or None while the message goes on. `smuggling` tells
+    that a forged end stands in `rest`. The terminating dot is in neither.
+    """
+
+    __slots__ = ("_bare_newline", "_held", "_virtual", "content", "rest", "smuggling", "wire")
+
+    def __init__(self, bare_newline: str) -> None:
+        self._bare_newline = bare_newline
+        self._held = b"\r\n"  # the body begins at the start of a line; this line end itself belongs to nobody
+        self._virtual = 2
+        self.wire = b""
+        self.content = b""
+        self.rest: bytes | None = None
+        self.smuggling = False
+
+    def feed(self, data: bytes) -> None:
+        """Take the client's next bytes."""
+        buffer = self._held + data if self._held else data
+        dot = buffer.find(b"\n.")
+        end = buffer.find(_END, max(dot - 1, 0)) if dot >= 0 else -1
+        if end >= 0:
+            cut, self.rest = end + 2, buffer[end + 5 :]
+        else:
+            undecided = _UNDECIDED.search(buffer, max(len(buffer) - 4, 0))
+            cut = undecided.start() if undecided else len(buffer)
+        # The end's own dot is at end + 2; any dot at the start of a line before it, by anybody's reading of
+        # lines, is looked at.
+        dotted = (dot >= 0 and dot != end + 1) or buffer.find(b"\r.", 0, cut) >= 0
+        if dotted and self._bare_newline == "reject":
+            forged = _LENIENT_END.search(buffer, 0, cut if end >= 0 else len(buffer))
+            if forged:
+                self.smuggling = True
+                cut, self.rest = forged.start(), buffer[forged.start() :]
+        self._held = b"" if self.rest is not None else buffer[cut:]
+        self._emit(buffer[:cut], dotted)
+
+    def look_for_end_only(self) -> None:
+        """From here on the message is dropped: nothing but its end matters."""
+        self._bare_newline = "pass"
+        self.smuggling = False
+        self.rest = None
+
+    def _emit(self, piece: bytes, dotted: bool) -> None:
+        if self._bare_newline == "normalise" and not _only_crlf(piece):
+            piece = _BARE.sub(_rewritten, piece)
+            dotted = True
+        content = piece.replace(b"\r\n.", b"\r\n") if dotted else piece
+        if self._virtual and piece:
+            piece, content = piece[self._virtual :], content[self._virtual :]
+            self._virtual = 0
+        self.wire, self.content = piece, content
+
+
+def _only_crlf(piece: bytes) -> bool:
+    return piece.count(b"\r\n") == piece.count(b"\n") == piece.count(b"\r")
+
+
+def _rewritten(bare: re.Match[bytes]) -> bytes:
+    # To a strict reader the dot neither began a line nor ended the message: stuffed, it stays part of the
+    # text.
+    found = bare[0]
+    if found == b".":
+        return b".."
+    return b"\r\n.." if found[1:] else b"\r\n"

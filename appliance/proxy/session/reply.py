@@ -1,0 +1,66 @@
+"""Replies: the gateway's own, written; the server's, read line by line (RFC 5321 section 4.2).
+
+Used by the session and the take-over. Knows nothing of commands or of what a reply means.
+"""
+
+import re
+
+REPLY_MAX = 4096
+"""Longest reply line, CRLF included, that is accepted from a server."""
+
+_TEXT_MAX = 480
+_OFFERS_MAX = 64
+
+REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])[^\r\n]*)?\r\n")
+"""One whole line of a reply: its code, and `-` when more lines follow. A bare code is a reply too."""
+
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def reply(code: int, enhanced: str, text: str) -> bytes:
+    """Write a reply; a text of several lines becomes a reply of several lines.
+
+    `enhanced` is the RFC 3463 code or empty. Control characters become `?`, each line is cut to what RFC 5321
+    section 4.5.3.1.5 allows, characters outside ASCII are sent as UTF-8.
+    """
+    prefix = f"{enhanced} " if enhanced else ""
+    lines = text.splitlines() or [""]
+    last = len(lines) - 1
+    return b"".join(
+        b"%d%s%s\r\n" % (code, b" " if number == last else b"-", _clean(prefix + line))
+        for number, line in enumerate(lines)
+    )
+
+
+def _clean(line: str) -> bytes:
+    encoded = _UNSAFE.sub("?", line).encode("utf-8", "replace")
+    return encoded if len(encoded) <= _TEXT_MAX else encoded[:_TEXT_MAX].decode("utf-8", "ignore").encode()
+
+
+class EhloReply:
+    """The reply to EHLO on its way to the client, without the extensions that must not be offered.
+
+    One line is held back, because the last line that stays must carry the blank that ends the reply.
+    """
+
+    def __init__(self, masked: frozenset[bytes]) -> None:
+        self.offers: dict[bytes, bytes] = {}
+        self._masked = masked
+        self._held = b""
+
+    def line(self, line: bytes, last: bool) -> bytes:
+        """Take one whole line of a positive reply; give what goes to the client now."""
+        keyword, _, arguments = line[4:].strip().upper().partition(b" ")
+        keyword, _, equals = keyword.partition(b"=")  # AUTH=LOGIN of old servers
+        first = not self._held
+        if not first and keyword in self._masked:
+            ready, self._held = (b"", self._held) if not last else (self._ended(self._held), b"")
+            return ready
+        if not first and len(self.offers) < _OFFERS_MAX:
+            self.offers[keyword] = arguments or equals
+        ready, self._held = (self._held, line) if not last else (self._held + line, b"")
+        return ready
+
+    @staticmethod
+    def _ended(line: bytes) -> bytes:
+        return line[:3] + b" " + line[4:]

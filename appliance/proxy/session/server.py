@@ -1,0 +1,273 @@
+"""The server's direction, which reply answers what, and with it the whole `Session`."""
+
+from collections.abc import Callable
+
+from appliance.proxy.session.client import ClientSide
+from appliance.proxy.session.reply import REPLY_LINE, REPLY_MAX, EhloReply
+from appliance.proxy.session.state import AUTH_ACCEPTED, AUTH_OFFERED, AUTH_REJECTED, Awaited, Chunks, Phase
+from appliance.proxy.session.verdict import Action, Gate
+
+
+class Session(ClientSide):
+    """One SMTP session, both directions: what the worker holds for each client.
+
+    The worker hands in bytes (`client_data`, `server_data`), ends (`client_eof`, `server_eof`) and late verdicts
+    (`resume`); the session answers through `Effects`.
+    """
+
+    def server_data(self, data: bytes) -> None:
+        """Take bytes that the server sent."""
+        if self._tail:
+            data, self._tail = self._tail + data, b""
+        start = at = 0
+        size = len(data)
+        while at < size and self.phase not in _SERVER_GONE:
+            match = REPLY_LINE.match(data, at)
+            if match is None or match.end() - at > REPLY_MAX or (self._code and match[1] != self._code):
+                self._to_client(data[start:at])
+                self._odd(data[at:], match is not None)
+                break
+            end = match.end()
+            last = match[2] != b"-"
+            if not self._awaited:
+                self._to_client(data[start:at])
+                self._unasked(match[1], data[at:end], last)
+            elif (kind := self._awaited[0][0]) <= Awaited.RCPT:
+                at = end
+                if not last:
+                    self._code = match[1]
+                    continue
+                self._code = b""
+                self._awaited.popleft()
+                self.recipients += kind is Awaited.RCPT and match[1][0] == 0x32
+                if not self._awaited or self._awaited[0][0] < Awaited.OWN:
+                    continue
+                self._to_client(data[start:at])
+                self._drain()
+            else:
+                self._to_client(data[start:at])
+                self._looked_at(match[1], data[at:end], last)
+            start = at = end
+        else:
+            self._to_client(data[start:at])
+        if self.phase is Phase.DIRECT:
+            self._to_client(data[at:])
+        else:
+            self._advance()
+
+    def server_eof(self) -> None:
+        """The server has closed its side."""
+        if self._awaited and self._awaited[0][0] in _XCLIENT:
+            self._xclient_failed()
+        elif self.phase not in _SERVER_GONE:
+            self.end()
+
+    def _to_client(self, data: bytes) -> None:
+        if data:
+            self._effects.to_client(data)
+
+    def _odd(self, rest: bytes, whole: bool) -> None:
+        """What stands next is no reply line, or only part of one."""
+        if whole or b"\n" in rest or len(rest) > REPLY_MAX:
+            self.end()
+        else:
+            self._tail = rest
+
+    def _unasked(self, code: bytes, line: bytes, last: bool) -> None:
+        """A reply that no command awaits ends the session; a farewell still gets through.
+
+        A farewell is a 421 at any time and, inside a message, any refusal.
+        """
+        if code == b"421" or (code[0] != 0x32 and code[0] != 0x33 and self._unfinished):
+            self._to_client(line)
+            if not last:
+                self._code = code
+                return
+        self.end()
+
+    def _looked_at(self, code: bytes, line: bytes, last: bool) -> None:
+        """One line of a reply that changes something."""
+        first = not self._code
+        self._code = b"" if last else code
+        kind, subject = self._awaited[0]
+        if last:
+            self._awaited.popleft()
+            if self.phase is Phase.WAIT and not self._awaited:
+                self.phase = Phase.COMMAND
+        _REPLIES[kind](self, code, line, first, last, subject)
+        if last and self.phase not in _SERVER_GONE:
+            self._drain()
+
+    def _helo_reply(self, code: bytes, line: bytes, _first: bool, last: bool, _subject: bytes) -> None:
+        self._to_client(line)
+        if last and code[0] == 0x32:
+            self.offers = {}
+            self._reset()
+
+    def _rset_reply(self, code: bytes, line: bytes, _first: bool, last: bool, _subject: bytes) -> None:
+        self._to_client(line)
+        if last and code[0] == 0x32:
+            self._reset()
+
+    def _reset(self) -> None:
+        """The server has forgotten the transaction, and any message half sent."""
+        if self._chunks is not Chunks.NONE:
+            self._chunks = Chunks.NONE
+            self._unfinished = False
+            self._effects.drop_message()
+
+    def _ehlo_reply(self, code: bytes, line: bytes, first: bool, last: bool, _subject: bytes) -> None:
+        if code[0] != 0x32:
+            self._to_client(line)
+            return
+        if first or self._ehlo_under_way is None:
+            self._ehlo_under_way = EhloReply(self._masked)
+        self._to_client(self._ehlo_under_way.line(line, last))
+        if last:
+            self.offers, self._ehlo_under_way = self._ehlo_under_way.offers, None
+            self.auth |= AUTH_OFFERED if b"AUTH" in self.offers else 0
+            self._reset()
+
+    def _mail_reply(self, code: bytes, line: bytes, first: bool, last: bool, subject: bytes) -> None:
+        if self._watched(Gate.REPLY_MAIL, code, line, first, subject) and last and code[0] == 0x32:
+            self._reset()
+
+    def _rcpt_reply(self, code: bytes, line: bytes, first: bool, last: bool, subject: bytes) -> None:
+        if self._watched(Gate.REPLY_RCPT, code, line, first, subject) and last:
+            self.recipients += code[0] == 0x32
+
+    def _watched(self, gate: Gate, code: bytes, line: bytes, first: bool, subject: bytes) -> bool:
+        """Show a reply to the checks before the client gets it; False when they cut the session."""
+        verdict = self._effects.ask(gate, code + b" " + subject) if first and self._gates & gate else None
+        if verdict and verdict.action is Action.DIRECT:
+            self._to_client(line)
+            self._go_direct()
+            return False
+        if verdict and verdict.action is not Action.PASS:
+            if self._code:
+                self._awaited.popleft()
+            self._conclude(verdict)
+            return False
+        self._to_client(line)
+        return True
+
+    def _auth_reply(self, code: bytes, line: bytes, first: bool, last: bool, _subject: bytes) -> None:
+        if code == b"334":
+            self._to_client(line)
+            if last:
+                self.phase = Phase.ANSWER
+            return
+        if first:
+            self.auth |= AUTH_ACCEPTED if code == b"235" else AUTH_REJECTED
+        self._watched(Gate.REPLY_AUTH, code, line, last, b"")
+
+    def _starttls_reply(self, code: bytes, line: bytes, _first: bool, last: bool, _subject: bytes) -> None:
+        if code == b"220" and last and self._in:
+            # These bytes came before TLS and would be taken for part of it (RFC 3207 section 6): an
+            # injection.
+            self.end()
+            return
+        self._to_client(line)
+        if code == b"220" and last:
+            self._go_direct()
+
+    def _go_direct(self) -> None:
+        rest = self._unread()
+        self.phase = Phase.DIRECT
+        if rest:
+            self._effects.to_server(rest)
+        self._effects.direct()
+
+    def _data_reply(self, code: bytes, line: bytes, _first: bool, last: bool, _subject: bytes) -> None:
+        self._to_client(line)
+        if last and code == b"354":
+            self._open_body()
+        elif last:
+            self._effects.drop_message()
+
+    def _chunk_reply(self, code: bytes, line: bytes, first: bool, _last: bool, _subject: bytes) -> None:
+        if first and code[0] != 0x32:
+            self._chunk_failed()
+        self._to_client(line)
+
+    def _last_chunk_reply(self, code: bytes, line: bytes, _first: bool, last: bool, _subject: bytes) -> None:
+        if code[0] != 0x32:
+            self._chunk_failed()
+            self._to_client(line)
+        elif self._chunk_left:
+            self.end()  # an answer to a chunk that is not there yet
+        elif last:
+            self._chunks_done()
+
+    def _chunk_failed(self) -> None:
+        self._chunks = Chunks.FAILED
+        self._unfinished = False
+        self._effects.drop_message()
+
+    def _cancelled_reply(self, _code: bytes, _line: bytes, _first: bool, last: bool, subject: bytes) -> None:
+        if last:
+            self._to_client(subject)
+
+    # -- introducing the client by XCLIENT ---------------------------------------------------------
+
+    def _xclient_greeting(self, code: bytes, _line: bytes, _first: bool, last: bool, _subject: bytes) -> None:
+        if code != b"220":
+            self._xclient_failed()
+        elif last:
+            self._effects.to_server(b"EHLO %s\r\n" % self._settings.proxy_name.encode())
+            self._await_xclient(Awaited.XCLIENT_EHLO)
+
+    def _xclient_ehlo(self, code: bytes, line: bytes, first: bool, last: bool, _subject: bytes) -> None:
+        if code != b"250":
+            self._xclient_failed()
+            return
+        if first or self._ehlo_under_way is None:
+            self._ehlo_under_way = EhloReply(frozenset())
+        self._ehlo_under_way.line(line, last)
+        if not last:
+            return
+        attributes, self._ehlo_under_way = self._ehlo_under_way.offers.get(b"XCLIENT"), None
+        if attributes is None:
+            self._xclient_failed()
+            return
+        assert self._origin
+        self._effects.to_server(self._origin.command(attributes.split()))
+        self._await_xclient(Awaited.XCLIENT)
+
+    def _xclient_reply(self, code: bytes, line: bytes, _first: bool, _last: bool, _subject: bytes) -> None:
+        if code != b"220":
+            self._xclient_failed()
+        else:
+            self._to_client(line)
+
+    def _await_xclient(self, kind: Awaited) -> None:
+        self._awaited.append((kind, b""))
+        self.phase = Phase.WAIT
+
+    def _xclient_failed(self) -> None:
+        self._awaited.clear()
+        self._code = b""
+        self._effects.to_server(b"QUIT\r\n")
+        self._effects.close_server()
+        self.greet_and_take_over(self._settings.texts.fixed_xclient_fail)
+
+
+_SERVER_GONE = frozenset((Phase.TAKEN, Phase.DIRECT, Phase.CLOSED))
+_XCLIENT = frozenset((Awaited.XCLIENT_GREETING, Awaited.XCLIENT_EHLO, Awaited.XCLIENT))
+
+_REPLIES: dict[Awaited, Callable[[Session, bytes, bytes, bool, bool, bytes], None]] = {
+    Awaited.HELO: Session._helo_reply,
+    Awaited.EHLO: Session._ehlo_reply,
+    Awaited.RSET: Session._rset_reply,
+    Awaited.MAIL_WATCHED: Session._mail_reply,
+    Awaited.RCPT_WATCHED: Session._rcpt_reply,
+    Awaited.AUTH: Session._auth_reply,
+    Awaited.STARTTLS: Session._starttls_reply,
+    Awaited.DATA: Session._data_reply,
+    Awaited.CHUNK: Session._chunk_reply,
+    Awaited.LAST_CHUNK: Session._last_chunk_reply,
+    Awaited.XCLIENT_GREETING: Session._xclient_greeting,
+    Awaited.XCLIENT_EHLO: Session._xclient_ehlo,
+    Awaited.XCLIENT: Session._xclient_reply,
+    Awaited.CANCELLED: Session._cancelled_reply,
+}
