@@ -7,7 +7,7 @@ Everything else imports from here. The tables are `options.py`, `inspection.py`,
 from appliance.config.config import NAMES, OPTIONS, Config
 from appliance.config.dump import dump
 from appliance.config.network import Address, Network, SocketAddress
-from appliance.config.parser import ConfigError, Problem, load, parse
+from appliance.config.parser import ConfigError, Problem, load, nearest, parse
 
 __all__ = [
     "NAMES",
@@ -20,5 +20,6 @@ __all__ = [
     "SocketAddress",
     "dump",
     "load",
+    "nearest",
     "parse",
 ]

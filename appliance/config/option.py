@@ -5,6 +5,7 @@ an option's name, opens a file or looks anything up: a value is judged by its te
 file gives the same answer everywhere.
 """
 
+import math
 import re
 import warnings
 from abc import ABC, abstractmethod
@@ -15,7 +16,7 @@ from typing import Any, Generic, Self, TypeVar, overload
 T = TypeVar("T")
 
 _NUMBER = re.compile(r"([+-]?)(?:(0[xX][0-9a-fA-F]{1,16})|(0[0-7]{0,22})|([1-9][0-9]{0,19}))", re.ASCII)
-_FLOAT = re.compile(r"[+-]?(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][+-]?[0-9]{1,2})?", re.ASCII)
+_FLOAT = re.compile(r"[+-]?(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 _TRUE = frozenset({"yes", "on", "1", "true"})
 _FALSE = frozenset({"no", "off", "0", "false"})
 _INT_MAX = 2**63 - 1
@@ -123,7 +124,7 @@ class Float(Kind[float]):
 
     def read(self, text: str) -> float:
         """Read a finite number."""
-        if _FLOAT.fullmatch(text) is None:
+        if _FLOAT.fullmatch(text) is None or math.isinf(float(text)):
             raise ValueError(f"{shown(text)} is not a number")
         return float(text)
 

@@ -120,7 +120,7 @@ class _Reader:
         word, text = match.groups()
         name = NAMES.get(word.lower())  # names are lower case, but who writes Port means port
         if name is None:
-            self.complain(number, "", f"unknown option {shown(word)}{_nearest(word)}")
+            self.complain(number, "", f"unknown option {shown(word)}{nearest(word)}")
         else:
             self._set(number, name, text)
 
@@ -150,7 +150,7 @@ def _fault(line: str) -> str:
     return ""
 
 
-def _nearest(word: str) -> str:
+def nearest(word: str) -> str:
     """Suggest the known name that looks most like `word`, if one does."""
     near = difflib.get_close_matches(word[:64].lower(), NAMES, n=1)
     return f"; did you mean {near[0]}?" if near else "; smtp-gated -T lists all options"
