@@ -7,8 +7,7 @@ from pathlib import Path
 
 from appliance.config.network import IP, Socket, SocketAddress
 from appliance.config.option import Bool, Enum, File, Int, List, Maybe, Option, Regex, Text, UInt
-
-SPOOL = Path("/var/spool/smtp-gated")
+from appliance.config.options import SPOOL
 
 
 def _header() -> Text:

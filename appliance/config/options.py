@@ -17,29 +17,17 @@ SPOOL = Path("/var/spool/smtp-gated")
 
 LOG_LEVELS = ("debug", "info", "notice", "warning", "err", "alert", "crit", "emerg")
 SYSLOG_NUMBERS = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
+# fmt: off
 FACILITIES = (
-    "user",
-    "mail",
-    "daemon",
-    "auth",
-    "news",
-    "authpriv",
-    *(f"local{number}" for number in range(8)),
+    "user", "mail", "daemon", "auth", "news", "authpriv",
+    "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
 )
-EVENTS = ("virus", "spam", "maxhost", "maxident", "dnsbl", "spf", "regex", "earlytalk", "ratelimit")
 MODES = (
-    *(
-        "fixed",
-        "fixed+xclient",
-        "remote",
-        "remote-udp",
-        "getsockname",
-        "netfilter",
-        "tproxy",
-        "tproxy,netfilter",
-    ),
-    *("ipfw", "ipfilter", "pf"),
+    "fixed", "fixed+xclient", "remote", "remote-udp", "getsockname", "netfilter", "tproxy",
+    "tproxy,netfilter", "ipfw", "ipfilter", "pf",
 )
+# fmt: on
+EVENTS = ("virus", "spam", "maxhost", "maxident", "dnsbl", "spf", "regex", "earlytalk", "ratelimit")
 
 
 def _account(kind: str) -> Text:

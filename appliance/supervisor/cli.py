@@ -1,0 +1,147 @@
+"""The command line of the daemon: the console script smtp-gated.
+
+Reads the arguments, the configuration file, and hands over: starting to `daemon.py`, talking to a daemon that
+runs to `remote.py`. What it prints and the codes it exits with are an interface that init scripts rely on. No
+work is done here.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from appliance import config as configuration
+from appliance.config import Config, ConfigError
+from appliance.supervisor import features
+
+DONE, FAILED, BAD_CONFIGURATION, BAD_USAGE, HELPED = 0, 1, 2, 3, 10
+DEFAULT_FILE = Path("/etc/smtp-gated.conf")
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": [], "max_content_width": 100},
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run smtp-gated with the arguments, those of the process by default, and give its exit code."""
+    command = typer.main.get_command(app)
+    try:
+        return int(command.main(arguments, prog_name="smtp-gated", standalone_mode=False) or DONE)
+    except ConfigError as error:
+        for problem in error.problems:
+            _tell(str(problem))
+        return BAD_CONFIGURATION
+    except click.UsageError as error:
+        _tell(f"{error.format_message()} (smtp-gated -h lists the options)")
+        return BAD_USAGE
+
+
+def _help(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        print(context.get_help())
+        raise typer.Exit(HELPED)
+
+
+@app.command()
+def smtp_gated(
+    name: Annotated[
+        str | None, typer.Option("-C", metavar="NAME", help="Print the value of one option.")
+    ] = None,
+    foreground: Annotated[bool, typer.Option("-f", help="Stay in the foreground.")] = False,
+    _: Annotated[bool, typer.Option("-h", help="Print this help.", is_eager=True, callback=_help)] = False,
+    terminate: Annotated[bool, typer.Option("-K", help="End the running daemon.")] = False,
+    record: Annotated[
+        str | None, typer.Option("-L", metavar="FILE", help="Print a rate limit record.")
+    ] = None,
+    reload: Annotated[bool, typer.Option("-r", help="Make the running daemon read its file anew.")] = False,
+    status: Annotated[bool, typer.Option("-s", help="Print the status of the running daemon.")] = False,
+    status_file: Annotated[bool, typer.Option("-S", help="Have the status written; print where.")] = False,
+    test: Annotated[bool, typer.Option("-t", help="Check the file and print what it sets.")] = False,
+    test_all: Annotated[
+        bool, typer.Option("-T", help="The same, with all texts and allowed values.")
+    ] = False,
+    version: Annotated[bool, typer.Option("-v", help="Print the version.")] = False,
+    with_features: Annotated[bool, typer.Option("-V", help="Print the version and features.")] = False,
+    file: Annotated[
+        Path, typer.Argument(metavar="[FILE]", help=f"Instead of {DEFAULT_FILE}.", show_default=False)
+    ] = DEFAULT_FILE,
+) -> int:
+    """Start the SMTP gateway, or do one of these things instead."""
+    actions: dict[str, tuple[bool, Callable[[], int]]] = {
+        "-C": (name is not None, lambda: _print_value(file, name or "")),
+        "-K": (terminate, lambda: _remote("-K", file)),
+        "-L": (record is not None, _print_record),
+        "-r": (reload, lambda: _remote("-r", file)),
+        "-s": (status, lambda: _remote("-s", file)),
+        "-S": (status_file, lambda: _remote("-S", file)),
+        "-t": (test, lambda: _print_config(file, messages=False)),
+        "-T": (test_all, lambda: _print_config(file, messages=True)),
+        "-v": (version, _print_version),
+        "-V": (with_features, _print_features),
+    }
+    chosen = [letter for letter, (given, _) in actions.items() if given]
+    if len(chosen) > 1:
+        raise click.UsageError(f"Only one of {' and '.join(chosen)} can be done at a time.")
+    return actions[chosen[0]][1]() if chosen else _run(file, foreground)
+
+
+def _run(file: Path, foreground: bool) -> int:
+    from appliance.supervisor import (
+        daemon,
+    )  # brings the event loop and all of the proxy; printing a value needs neither
+
+    return daemon.run(file, foreground)
+
+
+def _remote(letter: str, file: Path) -> int:
+    from appliance.supervisor import remote
+
+    actions: dict[str, Callable[[Config], int]] = {
+        "-K": remote.terminate,
+        "-r": remote.reload,
+        "-s": remote.status,
+        "-S": remote.status_file,
+    }
+    return actions[letter](configuration.load(file))
+
+
+def _print_value(file: Path, name: str) -> int:
+    known = configuration.NAMES.get(name.lower())
+    if known is None:
+        raise click.UsageError(f"There is no option {name}{configuration.nearest(name)}")
+    print(configuration.load(file).written(known))
+    return DONE
+
+
+def _print_record() -> int:
+    _tell("rate limiting is not in this version, so there are no records to print")
+    return FAILED
+
+
+def _print_config(file: Path, *, messages: bool) -> int:
+    config = configuration.load(file, modes=features.modes())
+    for warning in config.warnings:
+        _tell(f"warning: {warning}")
+    print(configuration.dump(config, messages=messages), end="")
+    return DONE
+
+
+def _print_version() -> int:
+    print(f"smtp-gated {features.version()}")
+    return DONE
+
+
+def _print_features() -> int:
+    _print_version()
+    for name, value in features.features():
+        print(f"  {name:<16} : {value}")
+    return DONE
+
+
+def _tell(words: str) -> None:
+    print(f"smtp-gated: {words}", file=sys.stderr)
