@@ -1,0 +1,112 @@
+"""The command line as init scripts use it: what it prints where, and its exit codes."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from appliance.config import dump, parse
+
+PROGRAM = Path(sys.executable).with_name("smtp-gated")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "gate.conf"
+    path.write_text("mode fixed\nfixed_server 192.0.2.1\npidfile /run/gate.pid\nport 0x20\n")
+    return path
+
+
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    done = subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_one_value(file: Path) -> None:
+    assert run("-C", "pidfile", file) == (0, "/run/gate.pid\n", "")
+    assert run("-C", "earlytalker", file) == (0, "yes\n", "")
+
+
+def test_a_value_of_an_option_that_is_not_there(file: Path) -> None:
+    code, out, err = run("-C", "prot", file)
+    assert (code, out) == (3, "")
+    assert "did you mean port?" in err
+
+
+def test_printing_the_configuration(file: Path) -> None:
+    config = parse(file.read_text())
+    assert run("-t", file) == (0, dump(config, messages=False), "")
+    assert run("-T", file) == (0, dump(config, messages=True), "")
+
+
+def test_warnings_do_not_spoil_the_output(file: Path) -> None:
+    with file.open("a") as more:
+        more.write("port 33\n")
+    code, out, err = run("-t", file)
+    assert code == 0
+    assert parse(out).port == 33
+    assert err == f"smtp-gated: warning: {file}:5: option port: given before on line 4; this one counts\n"
+
+
+@pytest.mark.parametrize("letter", ["-t", "-f", "-K", "-s"])
+def test_a_bad_file(letter: str, file: Path) -> None:
+    file.write_text("mode fixed\nprot 1\nport x\n")
+    code, out, err = run(letter, file)
+    assert (code, out) == (2, "")
+    assert err.splitlines() == [
+        f'smtp-gated: {file}:2: unknown option "prot"; did you mean port?',
+        f'smtp-gated: {file}:3: option port: "x" is not a number; allowed is a whole number from 1 to 65535',
+    ]
+
+
+def test_a_mode_that_is_not_here(file: Path) -> None:
+    file.write_text("mode pf\n")
+    code, _, err = run("-t", file)
+    assert code == 2
+    assert f"{file}:1: option mode: this system does not have the mode pf; it has fixed " in err
+
+
+def test_no_file(tmp_path: Path) -> None:
+    code, out, err = run("-t", tmp_path / "none")
+    assert (code, out) == (2, "")
+    assert err == f"smtp-gated: {tmp_path}/none: cannot be read: No such file or directory\n"
+
+
+@pytest.mark.parametrize("arguments", [["-x"], ["-C"], ["-t", "-K"], ["-t", "a", "b"], ["--help"]])
+def test_wrong_usage(arguments: list[str]) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (3, "")
+    assert re.fullmatch(r"smtp-gated: .+ \(smtp-gated -h lists the options\)\n", err)
+
+
+def test_help() -> None:
+    code, out, err = run("-h")
+    assert (code, err) == (10, "")
+    assert re.findall(r"^  (-\w)(?: \w+)?  ", out, re.MULTILINE) == [
+        f"-{letter}" for letter in "CfhKLrsStTvV"
+    ]
+    assert "/etc/smtp-gated.conf" in out
+
+
+def test_version_and_features() -> None:
+    code, version, err = run("-v")
+    assert (code, err) == (0, "")
+    assert re.fullmatch(r"smtp-gated \d+\.\d+\S*\n", version)
+    code, out, err = run("-V")
+    assert (code, err) == (0, "")
+    first, *lines = out.splitlines(keepends=True)
+    assert first == version
+    features = dict(re.findall(r"^  (\w+) +: (.+)$", "".join(lines), re.MULTILINE))
+    assert len(features) == len(lines)
+    assert {"fixed", "getsockname"} <= set(features["USE_NAT"].split())
+    assert {"PYTHON", "UVLOOP", "IPV6", "TPROXY", "CLAMD", "MKSD", "SPAMASSASSIN"} <= set(features)
+
+
+def test_rate_limit_records_are_for_later() -> None:
+    assert run("-L", "/some/record") == (
+        1,
+        "",
+        "smtp-gated: rate limiting is not in this version, so there are no records to print\n",
+    )
