@@ -224,7 +224,7 @@ class Host:
         parsed = ip_interface(address)
         with self.netlink() as netlink:
             netlink.addr(
-                "add",
+                "replace",
                 index=netlink.link_lookup(ifname=interface)[0],
                 address=str(parsed.ip),
                 prefixlen=parsed.network.prefixlen,

@@ -25,7 +25,8 @@ PACKAGES = {
     "postfix": "postfix libsasl2-modules libsasl2-modules-db sasl2-bin",
     "exim": "exim4-daemon-light",
     "opensmtpd": "opensmtpd",
-    "tools": "clamav-daemon haproxy msmtp openssl spamd spamassassin swaks libio-socket-ssl-perl",
+    "tools": "clamav-daemon haproxy msmtp openssl spamassassin spamd swaks"
+    " libio-socket-inet6-perl libio-socket-ssl-perl libnet-ssleay-perl",
 }
 MERGED = ("bin", "sbin", "lib", "lib64")  # links into usr/ on every Debian since 12
 

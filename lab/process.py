@@ -53,7 +53,9 @@ class Process:
         def look() -> bool:
             with contextlib.suppress(OSError):
                 found[:] = children.read_text().split()
-            return bool(found) or self._nsenter.poll() is not None
+                if found and Path(f"/proc/{found[0]}/comm").read_text() != "nsenter\n":
+                    return True  # it has become the program
+            return self._nsenter.poll() is not None
 
         wait_until(look, 5, f"start of {self.name}", pause=0.001)
         return int(found[0]) if found else 0

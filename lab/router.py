@@ -3,11 +3,8 @@
 Called by `lab.gateway` and tests. Everything is set inside the router's namespace and goes with it.
 """
 
-from typing import Literal
-
 from lab.host import Host
 
-Mode = Literal["tproxy", "netfilter", "tproxy,netfilter"]
 MARK, TABLE = 1, 100
 HERE = 254  # the scope that the kernel wants for local routes
 PRIVATE4 = "{ 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 169.254.0.0/16 }"
@@ -27,7 +24,7 @@ ELSEWHERE = "fib daddr type != local"  # what is meant for the router itself is 
 ALL4, ALL6 = "meta nfproto ipv4", "meta nfproto ipv6"
 
 
-def rules(mode: Mode, port: int = 9199) -> str:
+def rules(mode: str, port: int = 9199) -> str:
     """Give the nft ruleset for a mode; with both, private clients are redirected, the rest TPROXYed."""
     both = mode == "tproxy,netfilter"
     prerouting = redirected = ""
@@ -47,7 +44,7 @@ def rules(mode: Mode, port: int = 9199) -> str:
     """
 
 
-def intercept(router: Host, mode: Mode, port: int = 9199) -> None:
+def intercept(router: Host, mode: str, port: int = 9199) -> None:
     """Send the clients' port 25 to the gateway's `port`, replacing an earlier interception."""
     clear = "table inet lab\ndelete table inet lab\n"
     router.run(["nft", "-f", "-"], input=clear + rules(mode, port))

@@ -1,0 +1,140 @@
+"""The gateway itself on a lab host: its configuration file, start, log, status, workers, reload and end.
+
+Called by tests, demo and benchmarks. Interception is set apart, with `lab.router`.
+"""
+
+import os
+import pwd
+import re
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+
+from lab.host import Host
+from lab.image import CHECKOUT
+from lab.process import LabError, Process, wait_until
+
+PROGRAM = CHECKOUT / ".venv" / "bin" / "smtp-gated"
+Options = dict[str, str | int | None]
+USER, GROUP = "nobody", "nogroup"
+
+
+class Gateway:
+    """A gateway in the foreground on `host`. `options` win over the lab's; None leaves one out of the file.
+
+    `spool`, `locks` and `state` are its directories and status file, seen from outside too.
+    """
+
+    def __init__(self, host: Host, options: Options | None = None):
+        self.host = host
+        self.directory = Path(tempfile.mkdtemp(prefix="gateway-", dir=host.run_directory))
+        self.directory.chmod(0o755)
+        self.file = self.directory / "smtp-gated.conf"
+        self.spool, self.locks, self.rates = (self.directory / name for name in ("msg", "lock", "ratelimit"))
+        self.state = self.directory / "state"
+        account = pwd.getpwnam(USER)
+        os.chown(self.directory, account.pw_uid, account.pw_gid)
+        for directory in (self.spool, self.locks, self.rates):
+            directory.mkdir()
+            os.chown(directory, account.pw_uid, account.pw_gid)
+        self.options: Options = {
+            "proxy_name": "gw.example.test",
+            "bind_address": "::",
+            "port": 9199,
+            "mode": "tproxy",
+            "workers": 2,
+            "pidfile": str(self.directory / "pid"),
+            "control_socket": str(self.directory / "control"),
+            "statefile": str(self.state),
+            "set_user": USER,
+            "set_group": GROUP,
+            "spool_path": str(self.spool),
+            "lock_path": str(self.locks),
+            "ratelimit_path": str(self.rates),
+            "log_level": "debug",
+            "max_connections": 1000,
+            "max_per_host": 1000,
+            "max_load": 0,
+            "spam_max_load": 0,
+        }
+        self.options |= options or {}
+        self.process: Process | None = None
+
+    def write(self) -> None:
+        """Write the configuration file from `options`."""
+        lines = [f"{name} {value}\n" for name, value in self.options.items() if value is not None]
+        self.file.write_text("".join(lines))
+
+    def start(self, timeout: float = 10) -> "Gateway":
+        """Start and wait until it listens; raise LabError with the end of its log if it does not."""
+        self.write()
+        process = self.process = self.host.start([PROGRAM, "-f", self.file], log=self.directory / "log")
+        port = int(self.options["port"] or 9199)
+        try:
+            wait_until(
+                lambda: self.host.listening(port) or not process.running(), timeout, f"gateway on {port}"
+            )
+        except LabError as error:
+            raise LabError(f"{error}\n{process.tail()}") from None
+        if not process.running():
+            raise LabError(f"the gateway ended at its start with {process.wait()}:\n{process.tail()}")
+        return self
+
+    @property
+    def _running(self) -> Process:
+        if not self.process:
+            raise LabError("the gateway has not been started")
+        return self.process
+
+    @property
+    def log(self) -> str:
+        """All it has logged since its start."""
+        return self._running.output()
+
+    def wait_log(self, pattern: str, timeout: float = 10) -> re.Match[str]:
+        """Wait until the regular expression is in the log; give the match."""
+        return self._running.wait_output(pattern, timeout)
+
+    def status(self, timeout: float = 5) -> str:
+        """Have the status file written (SIGUSR1) and give its text."""
+        self.state.unlink(missing_ok=True)
+        self._running.signal(signal.SIGUSR1)
+        wait_until(self.state.exists, timeout, "the status file")
+        return self.state.read_text()
+
+    def workers(self) -> list[int]:
+        """Give the process numbers of the workers, as seen from outside, in the order they were started."""
+        children = Path(f"/proc/{self._running.pid}/task/{self._running.pid}/children").read_text()
+        return [int(child) for child in children.split() if "worker" in _command_line(int(child))]
+
+    def reload(self, options: Options | None = None) -> None:
+        """Change options, write the file and send SIGHUP; what follows is for wait_log."""
+        self.options |= options or {}
+        self.write()
+        self._running.signal(signal.SIGHUP)
+
+    def terminate(self, timeout: float = 10) -> int:
+        """End it as an administrator would, with SIGTERM, again after `timeout` s; give the exit status."""
+        process = self._running
+        process.signal(signal.SIGTERM)
+        try:
+            return process.wait(timeout)
+        except LabError:
+            return process.terminate()
+
+    def close(self) -> None:
+        """End it at once and remove its directory."""
+        if self.process:
+            for worker in self.workers() if self.process.running() else []:
+                os.kill(worker, signal.SIGKILL)
+            self.process.kill()
+            self.process = None
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:  # ended meanwhile
+        return ""

@@ -1,0 +1,59 @@
+"""One lab for the whole test session, its servers started when a test first asks for them."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from lab import router
+from lab.gateway import Gateway, Options
+from lab.network import Network
+from lab.servers import Clamd, Postfix, Spamd
+
+GatewayFactory = Callable[[Options | None], Gateway]
+
+
+@pytest.fixture(scope="session")
+def network() -> Iterator[Network]:
+    with Network("test") as network:
+        yield network
+
+
+@pytest.fixture(scope="session")
+def postfix_server(network: Network) -> Postfix:
+    return Postfix(network.mail).start()
+
+
+@pytest.fixture
+def postfix(postfix_server: Postfix) -> Postfix:
+    """Postfix with empty mailboxes."""
+    postfix_server.clear()
+    return postfix_server
+
+
+@pytest.fixture(scope="session")
+def clamd(network: Network) -> Clamd:
+    return Clamd(network.router).start()
+
+
+@pytest.fixture(scope="session")
+def spamd(network: Network) -> Spamd:
+    return Spamd(network.router).start()
+
+
+@pytest.fixture
+def gateway(network: Network) -> Iterator[GatewayFactory]:
+    """Start gateways on the router and send the clients' port 25 to them: gateway({"mode": "netfilter"})."""
+    started: list[Gateway] = []
+
+    def start(options: Options | None = None) -> Gateway:
+        new = Gateway(network.router, options)
+        started.append(new)
+        new.start()
+        if (mode := new.options["mode"]) in ("tproxy", "netfilter", "tproxy,netfilter"):
+            router.intercept(network.router, str(mode), int(new.options["port"] or 9199))
+        return new
+
+    yield start
+    router.release(network.router)
+    for each in started:
+        each.close()
