@@ -186,6 +186,8 @@ class _Clamd(pyclamd.ClamdUnixSocket):  # type: ignore[misc]
                 raise _LostError("clamd closed the connection before its answer was whole")
             if len(answer) > _ANSWER:
                 raise ScanError("clamd's answer does not end")
+        if not answer.strip():  # pyclamd would take that for clean
+            raise ScanError("clamd answered with an empty line")
         return answer[:-1].decode("ascii", "replace")
 
     def _parse_response(self, msg: str) -> tuple[str, str, str]:

@@ -43,6 +43,7 @@ class _Connection:
                 writer.write(piece)
                 await writer.drain()
                 sent += len(piece)
+            writer.write_eof()  # spamd waits for the rest of a last line without a newline
             answer = b""
             while piece := await reader.read(_ANSWER):
                 answer += piece
