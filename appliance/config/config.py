@@ -78,7 +78,7 @@ class Config(
     def __init__(self, values: Mapping[str, object] | None = None, warnings: tuple[str, ...] = ()) -> None:
         given = dict(values or {})
         if given.get("proxy_name", "*") == "*":
-            given["proxy_name"] = socket.gethostname()
+            given["proxy_name"] = socket.gethostname() or "localhost"
         if given.get("antivirus_type") == "mksd":  # the two scanners have usual places of their own
             given.setdefault("antivirus_path", MKSD_SOCKET)
         defaults = {name: option.default for name, option in OPTIONS.items()}

@@ -1,6 +1,6 @@
 """The table of options, concluded: what the manual of the old daemon did not have.
 
-See `options.py` for how the table works. No code lives here.
+See `options.py` for how the table works. Values are judged in `option.py`.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """The table of options, continued: what is done to mail and to those who send it.
 
-See `options.py` for how the table works. No code lives here.
+See `options.py` for how the table works. Values are judged in `option.py`.
 """
 
 from pathlib import Path

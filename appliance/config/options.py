@@ -2,7 +2,7 @@
 
 One class is one section, named after it; `Config` in the package is made of them all, in the order in which
 they stand here. The message texts are a section in `messages.py`. The parser, the dump and the documentation
-read the table. No code lives here.
+read the table. Values are judged in `option.py`.
 """
 
 from ipaddress import IPv4Address

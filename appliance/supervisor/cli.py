@@ -14,8 +14,8 @@ import click
 import typer
 
 from appliance import config as configuration
-from appliance.config import Config, ConfigError
-from appliance.supervisor import features
+from appliance.config import ConfigError
+from appliance.supervisor import features, remote
 
 DONE, FAILED, BAD_CONFIGURATION, BAD_USAGE, HELPED = 0, 1, 2, 3, 10
 DEFAULT_FILE = Path("/etc/smtp-gated.conf")
@@ -74,11 +74,11 @@ def smtp_gated(
     """Start the SMTP gateway, or do one of these things instead."""
     actions: dict[str, tuple[bool, Callable[[], int]]] = {
         "-C": (name is not None, lambda: _print_value(file, name or "")),
-        "-K": (terminate, lambda: _remote("-K", file)),
+        "-K": (terminate, lambda: remote.terminate(configuration.load(file))),
         "-L": (record is not None, _print_record),
-        "-r": (reload, lambda: _remote("-r", file)),
-        "-s": (status, lambda: _remote("-s", file)),
-        "-S": (status_file, lambda: _remote("-S", file)),
+        "-r": (reload, lambda: remote.reload(configuration.load(file))),
+        "-s": (status, lambda: remote.status(configuration.load(file))),
+        "-S": (status_file, lambda: remote.status_file(configuration.load(file))),
         "-t": (test, lambda: _print_config(file, messages=False)),
         "-T": (test_all, lambda: _print_config(file, messages=True)),
         "-v": (version, _print_version),
@@ -91,23 +91,10 @@ def smtp_gated(
 
 
 def _run(file: Path, foreground: bool) -> int:
-    from appliance.supervisor import (
-        daemon,
-    )  # brings the event loop and all of the proxy; printing a value needs neither
+    # It brings the event loop and the proxy, which init scripts that ask for a value need not wait for.
+    from appliance.supervisor import daemon
 
     return daemon.run(file, foreground)
-
-
-def _remote(letter: str, file: Path) -> int:
-    from appliance.supervisor import remote
-
-    actions: dict[str, Callable[[Config], int]] = {
-        "-K": remote.terminate,
-        "-r": remote.reload,
-        "-s": remote.status,
-        "-S": remote.status_file,
-    }
-    return actions[letter](configuration.load(file))
 
 
 def _print_value(file: Path, name: str) -> int:
