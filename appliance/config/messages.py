@@ -1,8 +1,7 @@
 """The table of options, continued: every text that mail users get to read.
 
 See `options.py` for how the table works. A text follows the gateway's name in a reply, so it begins in lower
-case; it says what happened and, where the user or an administrator can do something about it, what. No code
-lives here.
+case; it says what happened and, where the user or an administrator can do something about it, what.
 """
 
 from appliance.config.option import Message, Option, Text

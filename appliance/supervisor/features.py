@@ -8,7 +8,6 @@ import platform
 import socket
 from collections.abc import Iterator
 
-from appliance.config.options import MODES
 from appliance.proxy import lookup
 
 
@@ -19,8 +18,7 @@ def version() -> str:
 
 def modes() -> tuple[str, ...]:
     """Give the values of the option mode that work on this machine."""
-    known = getattr(lookup, "modes", None)
-    return tuple(known()) if known else MODES
+    return lookup.modes()
 
 
 def features() -> Iterator[tuple[str, str]]:
