@@ -3,11 +3,13 @@
 Called by tests, demo and benchmarks. Interception is set apart, with `lab.router`.
 """
 
+import contextlib
 import os
 import pwd
 import re
 import shutil
 import signal
+import socket
 import tempfile
 from pathlib import Path
 
@@ -31,11 +33,11 @@ class Gateway:
         self.directory = Path(tempfile.mkdtemp(prefix="gateway-", dir=host.run_directory))
         self.directory.chmod(0o755)
         self.file = self.directory / "smtp-gated.conf"
-        self.spool, self.locks, self.rates = (self.directory / name for name in ("msg", "lock", "ratelimit"))
+        self.spool, self.locks = (self.directory / name for name in ("msg", "lock"))
         self.state = self.directory / "state"
         account = pwd.getpwnam(USER)
         os.chown(self.directory, account.pw_uid, account.pw_gid)
-        for directory in (self.spool, self.locks, self.rates):
+        for directory in (self.spool, self.locks):
             directory.mkdir()
             os.chown(directory, account.pw_uid, account.pw_gid)
         self.options: Options = {
@@ -45,13 +47,11 @@ class Gateway:
             "mode": "tproxy",
             "workers": 2,
             "pidfile": str(self.directory / "pid"),
-            "control_socket": str(self.directory / "control"),
             "statefile": str(self.state),
             "set_user": USER,
             "set_group": GROUP,
             "spool_path": str(self.spool),
             "lock_path": str(self.locks),
-            "ratelimit_path": str(self.rates),
             "log_level": "debug",
             "max_connections": 1000,
             "max_per_host": 1000,
@@ -60,26 +60,41 @@ class Gateway:
         }
         self.options |= options or {}
         self.process: Process | None = None
+        self._notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._notices.bind(str(self.directory / "notify"))
 
     def write(self) -> None:
         """Write the configuration file from `options`."""
         lines = [f"{name} {value}\n" for name, value in self.options.items() if value is not None]
         self.file.write_text("".join(lines))
 
-    def start(self, timeout: float = 10) -> "Gateway":
-        """Start and wait until it listens; raise LabError with the end of its log if it does not."""
+    def start(self, timeout: float = 15) -> "Gateway":
+        """Start and wait until its workers serve; raise LabError with the end of its log if they do not."""
         self.write()
-        process = self.process = self.host.start([PROGRAM, "-f", self.file], log=self.directory / "log")
-        port = int(self.options["port"] or 9199)
+        environment = {"NOTIFY_SOCKET": self._notices.getsockname()}
+        self.process = self.host.start(
+            [PROGRAM, "-f", self.file], log=self.directory / "log", environment=environment
+        )
+        self._wait_ready(timeout)
+        return self
+
+    def _wait_ready(self, timeout: float) -> None:
+        """Wait until the gateway tells what it would tell systemd."""
+        process = self._running
+        told = ""
+
+        def ready() -> bool:
+            nonlocal told
+            with contextlib.suppress(BlockingIOError):
+                told = self._notices.recv(4096).decode()
+            return "READY=1" in told or not process.running()
+
         try:
-            wait_until(
-                lambda: self.host.listening(port) or not process.running(), timeout, f"gateway on {port}"
-            )
+            wait_until(ready, timeout, "the gateway ready")
         except LabError as error:
             raise LabError(f"{error}\n{process.tail()}") from None
         if not process.running():
-            raise LabError(f"the gateway ended at its start with {process.wait()}:\n{process.tail()}")
-        return self
+            raise LabError(f"the gateway ended with {process.wait()}:\n{process.tail()}")
 
     @property
     def _running(self) -> Process:
@@ -108,11 +123,15 @@ class Gateway:
         children = Path(f"/proc/{self._running.pid}/task/{self._running.pid}/children").read_text()
         return [int(child) for child in children.split() if "worker" in _command_line(int(child))]
 
-    def reload(self, options: Options | None = None) -> None:
-        """Change options, write the file and send SIGHUP; what follows is for wait_log."""
+    def reload(self, options: Options | None = None, timeout: float = 10) -> None:
+        """Change options, write the file, send SIGHUP, wait until it is done; the log tells how it went."""
         self.options |= options or {}
         self.write()
+        with contextlib.suppress(BlockingIOError):
+            while self._notices.recv(4096):
+                pass
         self._running.signal(signal.SIGHUP)
+        self._wait_ready(timeout)
 
     def terminate(self, timeout: float = 10) -> int:
         """End it as an administrator would, with SIGTERM, again after `timeout` s; give the exit status."""
@@ -130,6 +149,7 @@ class Gateway:
                 os.kill(worker, signal.SIGKILL)
             self.process.kill()
             self.process = None
+        self._notices.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
