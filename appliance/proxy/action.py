@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -93,7 +94,8 @@ class ActionScript:
 
     async def _run(self, event: Event) -> None:
         environment = event.environment()
-        arguments = (
+        command = (
+            self._script,
             environment["FOUND"],
             environment["SOURCE_IP"],
             environment["IDENT"] or "-",
@@ -101,26 +103,47 @@ class ActionScript:
         )
         async with self._turns:
             try:
-                script = await asyncio.create_subprocess_exec(
-                    self._script,
-                    *arguments,
-                    env=environment,
-                    cwd="/",
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
+                await self._watch(await asyncio.to_thread(_start, command, environment), event)
             except (OSError, ValueError) as error:
                 self._log.err("ACTION:FAILED", script=self._script, why=error)
-                return
-            try:
-                async with asyncio.timeout(self._timeout):
-                    await script.wait()
-            except TimeoutError:
-                self._log.warning(
-                    "ACTION:TIMEOUT", script=self._script, found=event.found, src=event.source_ip
-                )
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(script.pid, signal.SIGKILL)
-                await script.wait()
+
+    async def _watch(self, script: subprocess.Popen[bytes], event: Event) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await _ended(script)
+        except TimeoutError:
+            self._log.warning("ACTION:TIMEOUT", script=self._script, found=event.found, src=event.source_ip)
+            with contextlib.suppress(PermissionError):  # it became another user, as by sudo
+                os.killpg(script.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+            await _ended(script)
+
+
+def _start(command: Sequence[str | Path], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start the script; in a thread, because the process waits for the file to be read.
+
+    Not by asyncio: uvloop lets its children inherit descriptors, among them the listener and the supervisor's
+    socket.
+    """
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+async def _ended(script: subprocess.Popen[bytes]) -> None:
+    """Wait for a script's end and reap it."""
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    descriptor = os.pidfd_open(script.pid)
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+        script.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)

@@ -1,0 +1,222 @@
+"""The lock directory: names, ages, owners, and files that appear whole or not at all."""
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.proxy.locks import FOREVER, LockDirectory, lock_name
+
+ME = os.geteuid()
+IP = "192.0.2.7"
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+class Locks(LockDirectory):
+    def __init__(self, path: Path, duration: int = 3600, perm: int = 0o660, uid: int = ME) -> None:
+        self.ended: list[Path] = []
+        super().__init__(path, perm, duration, uid, self.ended.append)
+
+
+def age(path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+@pytest.mark.parametrize(
+    ("ip", "ident", "name"),
+    [
+        (IP, "", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "", "192.0.2.7"),
+        ("2001:db8::1", "", "2001:db8::1"),
+        (IP, "user", "192.0.2.7-user"),
+        (IP, "a-b=c+d:e", "192.0.2.7-a-b=c+d:e"),
+        (IP, "..", "192.0.2.7-__"),
+        (IP, "../../etc/passwd", "192.0.2.7-______etc_passwd"),
+        (IP, "a\nb\0c\xe4\u4e16", "192.0.2.7-a_b_c__"),
+        (IP, "x" * 300, "192.0.2.7-" + "x" * 64),
+        ("../etc", "", ".._e_c"),
+        ("fe80::1%eth0", "", "fe80::1_e__0"),
+    ],
+)
+def test_lock_names(ip: str, ident: str, name: str) -> None:
+    assert lock_name(ip, ident) == name
+
+
+def test_a_created_lock_is_found_with_its_cause_and_permissions(tmp_path: Path) -> None:
+    locks = Locks(tmp_path, perm=0o664)
+    assert locks.find(IP) is None
+    path = locks.create(IP, "", "VIRUS: Eicar\r\nforged line\x1b")
+    assert path == tmp_path / IP
+    assert path.read_text() == "VIRUS: Eicar??forged line?\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o664
+    lock = locks.find(IP)
+    assert lock
+    assert (lock.path, lock.until) == (path, lock.since + 3600)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_locked_client_is_not_locked_again(tmp_path: Path) -> None:
+    locks = Locks(tmp_path)
+    assert locks.create(IP, "", "first")
+    assert locks.create(IP, "", "second") is None
+    assert (tmp_path / IP).read_text() == "first\n"
+    assert list(tmp_path.iterdir()) == [tmp_path / IP]
+
+
+def test_a_lock_on_an_ident_is_not_one_on_the_client(tmp_path: Path) -> None:
+    locks = Locks(tmp_path)
+    assert locks.create(IP, "joe", "cause")
+    assert locks.find(IP) is None
+    assert locks.find(IP, "jim") is None
+    assert locks.find(IP, "joe")
+    assert locks.create(IP, "", "cause")
+    assert locks.find(IP, "jim") is None
+
+
+def test_an_old_lock_is_removed_and_reported_once(tmp_path: Path) -> None:
+    locks = Locks(tmp_path, duration=60)
+    path = locks.create(IP, "", "cause")
+    assert path
+    age(path, 59)
+    assert locks.find(IP)
+    age(path, 61)
+    assert locks.find(IP) is None
+    assert locks.find(IP) is None
+    assert not path.exists()
+    assert locks.ended == [path]
+
+
+def test_a_new_event_after_the_end_locks_again(tmp_path: Path) -> None:
+    locks = Locks(tmp_path, duration=60)
+    path = locks.create(IP, "", "first")
+    assert path
+    age(path, 61)
+    assert locks.create(IP, "", "second") == path
+    assert path.read_text() == "second\n"
+    assert locks.ended == [path]
+
+
+def test_touch_prolongs_and_rm_ends_a_lock(tmp_path: Path) -> None:
+    locks = Locks(tmp_path, duration=60)
+    path = tmp_path / IP
+    path.touch()  # as an administrator does, in the gateway's name
+    age(path, 50)
+    path.touch()
+    lock = locks.find(IP)
+    assert lock and lock.until
+    assert lock.until > time.time() + 55
+    path.unlink()
+    assert locks.find(IP) is None
+    assert locks.ended == []
+
+
+def test_minus_one_locks_forever(tmp_path: Path) -> None:
+    locks = Locks(tmp_path, duration=FOREVER)
+    path = locks.create(IP, "", "cause")
+    assert path
+    age(path, 10 * 365 * 86400)
+    lock = locks.find(IP)
+    assert lock
+    assert lock.until is None
+
+
+def test_zero_is_no_locking(tmp_path: Path) -> None:
+    locks = Locks(tmp_path, duration=0)
+    assert locks.create(IP, "", "cause") is None
+    (tmp_path / IP).touch()
+    assert locks.find(IP) is None
+    assert (tmp_path / IP).exists()
+
+
+def test_a_lock_from_the_future_ends_a_duration_from_now(tmp_path: Path) -> None:
+    locks = Locks(tmp_path, duration=60)
+    path = locks.create(IP, "", "cause")
+    assert path
+    age(path, -400 * 86400)
+    lock = locks.find(IP)
+    assert lock and lock.until
+    assert abs(lock.until - time.time() - 60) < 5
+    assert abs(path.stat().st_mtime - time.time()) < 5
+
+
+@pytest.mark.skipif(ME != 0, reason="gives a file to another user")
+def test_a_file_of_another_user_exempts_its_client(tmp_path: Path) -> None:
+    locks = Locks(tmp_path, duration=60)
+    path = tmp_path / IP
+    path.write_text("our printer\n")
+    os.chown(path, 12345, 12345)
+    for seconds in (0, 1000):
+        age(path, seconds)
+        assert locks.find(IP) is None
+        assert locks.create(IP, "", "cause") is None
+    assert path.read_text() == "our printer\n"
+    assert path.stat().st_uid == 12345
+    assert locks.ended == []
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(ME != 0, reason="plays a gateway that is not root")
+def test_a_file_touched_by_root_exempts_too(tmp_path: Path) -> None:
+    (tmp_path / IP).touch()
+    assert Locks(tmp_path, uid=12345).find(IP) is None
+
+
+@pytest.mark.parametrize("kind", ["directory", "link"])
+def test_what_is_no_file_is_no_lock_and_stays(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / IP
+    if kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to("/etc/hostname")
+    locks = Locks(tmp_path)
+    assert locks.find(IP) is None
+    assert locks.create(IP, "", "cause") is None
+    assert path.is_dir() or path.is_symlink()
+
+
+def test_a_missing_directory_locks_nobody_and_tells_on_creation(tmp_path: Path) -> None:
+    locks = Locks(tmp_path / "missing")
+    assert locks.find(IP) is None
+    with pytest.raises(FileNotFoundError):
+        locks.create(IP, "", "cause")
+
+
+def test_of_many_at_once_one_creates_and_no_reader_sees_half_a_file(tmp_path: Path) -> None:
+    cause = "VIRUS " + "v" * 400
+    created: list[Path] = []
+    seen: set[str] = set()
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            for path in tmp_path.glob("192.*"):
+                seen.add(path.read_text())
+
+    def create() -> None:
+        locks = Locks(tmp_path)
+        paths = [locks.create(f"192.0.2.{number}", "", cause) for number in range(200)]
+        created.extend(path for path in paths if path)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    writers = [threading.Thread(target=create) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    done.set()
+    reader.join()
+    assert len(created) == len(set(created)) == 200
+    assert seen == {cause + "\n"}
+    assert len(list(tmp_path.iterdir())) == 200

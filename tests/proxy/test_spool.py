@@ -1,0 +1,241 @@
+"""A message's copy: limits, permissions, names, failures, and what a killed gateway leaves behind."""
+
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.proxy import spool as module
+from appliance.proxy.spool import Spool, sweep
+
+NAME = "1700000000.42"
+BOTH = pytest.mark.parametrize("named", [False, True], ids=["unnamed", "named"])
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+def content(spool: Spool) -> bytes:
+    return os.pread(spool.fd, 1_000_000, 0)
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+@BOTH
+def test_the_copy_holds_the_header_and_the_message(tmp_path: Path, named: bool) -> None:
+    spool = Spool(tmp_path, NAME, 0o660, 100, named)
+    spool.header(b"X-Proxy-Spool-Info: src=192.0.2.1:1\r\n")
+    spool.write(b"one\r\n")
+    spool.write(memoryview(b"two\r\n"))
+    assert content(spool) == b"X-Proxy-Spool-Info: src=192.0.2.1:1\r\none\r\ntwo\r\n"
+    assert spool.size == 10
+    assert spool.path == (tmp_path / NAME if named else None)
+    spool.close()
+    spool.close()
+    assert names(tmp_path) == []
+    assert spool.fd == -1
+
+
+@BOTH
+@pytest.mark.parametrize("perm", [0o600, 0o640, 0o666])
+def test_permissions_are_exact_whatever_the_umask(tmp_path: Path, named: bool, perm: int) -> None:
+    spool = Spool(tmp_path, NAME, perm, 100, named)
+    assert stat.S_IMODE(os.fstat(spool.fd).st_mode) == perm
+    assert stat.S_IMODE(spool.keep().stat().st_mode) == perm
+
+
+@BOTH
+def test_a_message_at_the_limit_is_copied_and_one_byte_more_drops_it(tmp_path: Path, named: bool) -> None:
+    spool = Spool(tmp_path, NAME, 0o600, 10, named)
+    spool.header(b"not counted: at all\r\n")
+    spool.write(b"0123456789")
+    assert not spool.dropped
+    spool.write(b"x")
+    assert spool.dropped
+    assert (spool.fd, spool.path) == (-1, None)
+    assert names(tmp_path) == []
+    spool.write(b"y" * 5)
+    spool.header(b"late: 1\r\n")
+    assert spool.size == 16
+    with pytest.raises(FileNotFoundError):
+        spool.keep()
+    assert names(tmp_path) == []
+
+
+@BOTH
+def test_what_is_kept_stays(tmp_path: Path, named: bool) -> None:
+    spool = Spool(tmp_path, NAME, 0o600, 100, named)
+    spool.write(b"kept")
+    assert spool.keep() == tmp_path / NAME
+    spool.close()
+    assert names(tmp_path) == [NAME]
+    assert (tmp_path / NAME).read_bytes() == b"kept"
+
+
+@BOTH
+def test_only_the_last_message_of_a_session_is_kept(tmp_path: Path, named: bool) -> None:
+    for text in (b"first", b"second"):
+        spool = Spool(tmp_path, NAME, 0o600, 100, named)
+        spool.write(text)
+        spool.keep()
+    assert names(tmp_path) == [NAME]
+    assert (tmp_path / NAME).read_bytes() == b"second"
+
+
+def test_a_name_in_use_is_refused_and_its_owner_not_disturbed(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, NAME, 0o600, 100, True)
+    spool.write(b"mine")
+    with pytest.raises(FileExistsError):
+        Spool(tmp_path, NAME, 0o600, 100, True)
+    assert (tmp_path / NAME).read_bytes() == b"mine"
+    spool.close()
+    assert names(tmp_path) == []
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "spool").mkdir()
+    for name in (NAME, f".live.{NAME}"):
+        (tmp_path / "spool" / name).symlink_to(victim)
+        try:
+            spool = Spool(tmp_path / "spool", NAME, 0o600, 100, True)
+        except FileExistsError:
+            continue
+        spool.write(b"overwritten")
+        spool.close()
+    assert victim.read_text() == "precious"
+
+
+@BOTH
+def test_a_missing_directory_is_an_error(tmp_path: Path, named: bool) -> None:
+    with pytest.raises(FileNotFoundError):
+        Spool(tmp_path / "missing", NAME, 0o600, 100, named)
+
+
+def test_a_file_system_without_unnamed_files_gets_a_named_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really_open = os.open
+
+    def old_file_system(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return really_open(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", old_file_system)
+    spool = Spool(tmp_path, NAME, 0o600, 100, False)
+    assert spool.path == tmp_path / NAME
+    spool.close()
+    assert names(tmp_path) == []
+
+
+@BOTH
+def test_a_full_disk_raises_once_and_leaves_nothing(tmp_path: Path, named: bool) -> None:
+    # A file size limit makes write(2) stop short and then fail just as a full disk does.
+    program = f"""
+import resource, signal
+from pathlib import Path
+from appliance.proxy.spool import Spool
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+spool = Spool(Path({str(tmp_path)!r}), {NAME!r}, 0o600, 10**9, {named})
+spool.write(b"x" * 70_000)
+try:
+    spool.write(b"x" * 70_000)
+except OSError as error:
+    print(error.errno, spool.dropped, spool.fd, spool.path)
+spool.write(b"x" * 70_000)
+print(spool.size)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(errno.EFBIG), "True", "-1", "None", "210000"]
+    assert names(tmp_path) == []
+
+
+def kill_one_that_has(tmp_path: Path, statements: str) -> None:
+    """Let another process do this with a named copy, then kill it."""
+    program = f"""
+import time
+from pathlib import Path
+from appliance.proxy.spool import Spool
+spool = Spool(Path({str(tmp_path)!r}), {NAME!r}, 0o640, 10**9, True)
+spool.write(b"half a mess")
+{statements}
+print("done", flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"done\n"
+        assert sweep(tmp_path) == 0  # it lives
+        assert (tmp_path / NAME).exists()
+        process.send_signal(signal.SIGKILL)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let files count as leftovers at any age."""
+
+    def set_age(seconds: float) -> None:
+        monkeypatch.setattr(module, "_SETTLED", seconds)
+
+    set_age(-1.0)
+    return set_age
+
+
+def test_the_copies_of_a_killed_process_are_swept_when_they_have_settled(
+    tmp_path: Path, at_once: Callable[[float], None]
+) -> None:
+    kill_one_that_has(tmp_path, "")
+    assert names(tmp_path) == [f".live.{NAME}", NAME]
+    at_once(60.0)
+    assert sweep(tmp_path) == 0
+    at_once(-1.0)
+    assert sweep(tmp_path) == 1
+    assert names(tmp_path) == []
+
+
+@pytest.mark.usefixtures("at_once")
+def test_kept_and_foreign_files_are_never_swept(tmp_path: Path) -> None:
+    kill_one_that_has(tmp_path, "spool.keep()")
+    (tmp_path / "notes").write_text("by the administrator")
+    (tmp_path / ".live.link").symlink_to(tmp_path / "notes")
+    (tmp_path / ".live.directory").mkdir()
+    assert sweep(tmp_path) == 0
+    assert names(tmp_path) == [".live.directory", ".live.link", NAME, "notes"]
+    assert (tmp_path / NAME).read_bytes() == b"half a mess"
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_later_file_of_the_same_name_is_not_swept(tmp_path: Path) -> None:
+    kill_one_that_has(tmp_path, "")
+    (tmp_path / NAME).unlink()
+    (tmp_path / NAME).write_text("another")
+    assert sweep(tmp_path) == 1
+    assert (tmp_path / NAME).read_text() == "another"
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
+def test_files_of_another_user_are_not_swept(tmp_path: Path) -> None:
+    (tmp_path / f".live.{NAME}").write_text("")
+    os.chown(tmp_path / f".live.{NAME}", 12345, 12345)
+    assert sweep(tmp_path) == 0
+    assert names(tmp_path) == [f".live.{NAME}"]
+
+
+def test_no_directory_nothing_to_sweep(tmp_path: Path) -> None:
+    assert sweep(tmp_path / "missing") == 0
