@@ -1,6 +1,6 @@
 """The demonstration, python -m lab.demo: a lab, a gateway, a few mails, a table of what became of them.
 
-Nobody calls this but a person or a smoke test. Exit status 1 if any row is not as expected.
+Run by a person, and by the tests; `python -m lab` uses its lab. Exit status 1 if any row is not as expected.
 """
 
 import re
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lab import router
 from lab.clients import Dialogue, swaks
@@ -150,7 +151,7 @@ def main() -> int:
                 row = experiment()
                 good &= row.as_expected
                 verdict = "[green]ok[/]" if row.as_expected else "[bold red]NOT[/]"
-                table.add_row(row.tried, row.expected, row.happened, verdict)
+                table.add_row(Text(row.tried), Text(row.expected), Text(row.happened), verdict)
     except (LabError, ImageError) as error:
         console.print(f"the lab failed: {error}", style="red", markup=False)
         return 1

@@ -10,12 +10,14 @@ Used by tests, demo and benchmarks as a context manager. The machine's own netwo
 of virtual interfaces are made inside the hosts.
 """
 
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from lab import image
 from lab.host import Host
+from lab.process import LabError
 from lab.run_directory import RunDirectory
 
 CLIENT4, CLIENT6 = "10.77.1.5", "fd77:1::5"
@@ -33,6 +35,8 @@ class Network:
     """The three hosts, wired, routed and reachable from each other. `close` leaves nothing behind."""
 
     def __init__(self, name: str = "lab"):
+        if os.geteuid():
+            raise LabError("the lab makes namespaces and mounts on the machine: run it as root")
         images = image.require()
         self._directory = RunDirectory(name)
         self.directory = self._directory.path

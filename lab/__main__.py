@@ -1,0 +1,25 @@
+"""python -m lab: a lab with a gateway, Postfix and scanners to walk about in, until ctrl-C."""
+
+import signal
+import sys
+
+from lab.demo import Demonstration
+from lab.image import ImageError
+from lab.network import Network
+from lab.process import LabError
+
+try:
+    with Network() as network:
+        demonstration = Demonstration(network)
+        for host in network.hosts:
+            print(f"{host.name:8} {host.shell}")
+        print(
+            f"mail     swaks --server {demonstration.postfix.ipv4} --to alice@example.test   (on the client)"
+        )
+        print(f"files    {network.directory}")
+        print("ctrl-C ends it", flush=True)
+        signal.pause()
+except KeyboardInterrupt:
+    pass
+except (LabError, ImageError) as error:
+    sys.exit(str(error))
