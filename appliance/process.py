@@ -20,6 +20,7 @@ PR_GET_NO_NEW_PRIVS: Final = 39
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
+CAP_SETUID: Final = 7
 CAP_NET_RAW: Final = 13
 CAP_LAST: Final = 63  # the bits a capability set has; the kernel knows fewer
 

@@ -1,0 +1,134 @@
+"""What is looked at before the gateway starts, so that it starts well or says in one line what to do.
+
+The supervisor calls these at a start, and the first again before a reload. Directories that are only missing
+are made here; nothing else is changed. What the files say about each other is judged by `appliance.config`.
+"""
+
+import asyncio
+import contextlib
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from appliance import process
+from appliance.config import Config
+from appliance.proxy import scanners
+from appliance.proxy.privileges import Identity, PrivilegeError, identity
+
+
+def obstacles(config: Config) -> list[str]:
+    """Say what would keep a gateway with this configuration from working, each thing in one line."""
+    try:
+        who = identity(config.set_user, config.set_group)
+    except PrivilegeError as error:
+        return [str(error)]
+    found = [*_capabilities(config, who)]
+    return found or [*_directories(config, who)]
+
+
+def warnings(config: Config) -> list[str]:
+    """Say what works, but hardly as it is meant."""
+    if identity(config.set_user, config.set_group).uid == 0:
+        return ["set_user: the workers run as root, so lock files exempt instead of lock; name another user"]
+    return []
+
+
+def absent_scanners(config: Config) -> tuple[list[str], list[str]]:
+    """Ask the scanners whether they are there: obstacles to a start, and what is only worth a warning.
+
+    Runs an event loop of its own, which ends any threads that the scanners' libraries need.
+    """
+    return asyncio.run(_probe(config))
+
+
+async def _probe(config: Config) -> tuple[list[str], list[str]]:
+    virus = scanners.antivirus(
+        config.antivirus_type if config.scan_max_size else "off",
+        config.antivirus_path,
+        config.timeout_scanner,
+        config.antivirus_transfer,
+    )
+    spam = scanners.antispam(
+        config.antispam_type if config.spam_max_size > 0 else "off",
+        config.antispam_path,
+        config.timeout_spam,
+        config.spam_threshold,
+    )
+    why_virus = virus and await virus.probe()
+    why_spam = spam and await spam.probe()
+    fatal = [why_virus] if why_virus and not config.ignore_errors else []
+    return fatal, [why for why in (why_virus, why_spam) if why and why not in fatal]
+
+
+def _capabilities(config: Config, who: Identity) -> Iterator[str]:
+    mine = process.capabilities()[0]
+    if (who.uid, who.gid) != (os.geteuid(), os.getegid()) and not mine >> process.CAP_SETUID & 1:
+        yield (
+            f"set_user {config.set_user or who.uid}, set_group {config.set_group or who.gid}: "
+            "only root can become another user; start as root, or leave both empty"
+        )
+    if config.mode.startswith("tproxy") and not mine >> process.CAP_NET_RAW & 1:
+        yield f"mode {config.mode}: needs CAP_NET_RAW; start as root, or choose another mode"
+
+
+def _directories(config: Config, who: Identity) -> Iterator[str]:
+    """Make what is missing, complain of what cannot be used; some are for the workers, some for us."""
+    me = Identity(os.geteuid(), os.getegid(), "")
+    wanted = [
+        ("pidfile", config.pidfile.parent, me, 0o755),
+        ("statefile", config.statefile.parent, me, 0o755),
+        ("spool_path", config.spool_path, who, 0o750),
+    ]
+    if config.lock_on and config.lock_duration:
+        wanted.append(("lock_path", config.lock_path, who, 0o750))
+    for option, path, owner, mode in wanted:
+        try:
+            complaint = _directory(path, owner, mode)
+        except OSError as error:
+            complaint = error.strerror
+        if complaint:
+            yield f"{option}: directory {path}: {complaint}; {_remedy(path, owner, mode)}"
+
+
+def _directory(path: Path, owner: Identity, mode: int) -> str | None:
+    """Make a directory whose parent is there, if need be; say what is wrong with it. Raises OSError."""
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode)
+        path.chmod(mode)
+        if os.geteuid() == 0:
+            os.chown(path, owner.uid, owner.gid, follow_symlinks=False)
+    if not path.is_dir():
+        return "something else is in its place"
+    with _as(owner):
+        usable = os.access(path, os.W_OK | os.X_OK, effective_ids=True)
+    return None if usable else f"not writable for {_name(owner)}"
+
+
+def _name(owner: Identity) -> str:
+    return f"user {owner.name or owner.uid}"
+
+
+def _remedy(path: Path, owner: Identity, mode: int) -> str:
+    where = shlex.quote(str(path))
+    return (
+        f"name another, or run: install -d -o {owner.name or owner.uid} -g {owner.gid} -m {mode:04o} {where}"
+    )
+
+
+@contextlib.contextmanager
+def _as(owner: Identity) -> Iterator[None]:
+    """Have the kernel judge by another user's rights; only root can, and anybody else is the user already."""
+    if os.geteuid() != 0 or owner.uid == 0:
+        yield
+        return
+    group, groups = os.getegid(), os.getgroups()
+    try:
+        os.setgroups(os.getgrouplist(owner.name, owner.gid) if owner.name else [owner.gid])
+        os.setegid(owner.gid)
+        os.seteuid(owner.uid)
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)

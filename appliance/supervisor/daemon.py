@@ -1,0 +1,192 @@
+"""The supervisor: the privileged parent that holds the listeners, keeps the workers and answers signals.
+
+The command line calls `run`. Not a byte of SMTP is read here; the parts are next door: checks, listeners,
+workers, status.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from appliance import process
+from appliance.config import OPTIONS, Config, ConfigError, load
+from appliance.log import Log
+from appliance.proxy.scoreboard import Scoreboard
+from appliance.supervisor import checks, status
+from appliance.supervisor.background import run_in_background
+from appliance.supervisor.errors import StartError
+from appliance.supervisor.features import modes, version
+from appliance.supervisor.listeners import open_listeners
+from appliance.supervisor.notify import notify, watchdog_interval
+from appliance.supervisor.pidfile import PidFile
+from appliance.supervisor.workers import Workers
+
+
+def run(config_path: Path, foreground: bool) -> int:
+    """Run the gateway with a configuration file; give the exit code, 0 or 1, reasons told on stderr.
+
+    In the background this returns as soon as mail is served, and once more in the process that served it.
+    Raises ConfigError when the file cannot be used.
+    """
+    path = config_path.absolute()
+    config = load(path, modes=modes())
+    if foreground:
+        return _serve(path, config, None)
+    return run_in_background(lambda ready: _serve(path, config, ready))
+
+
+def _serve(path: Path, config: Config, ready: Callable[[], None] | None) -> int:
+    """Serve until told to end; `ready` leaves the terminal, None stays in the foreground."""
+    process.set_name("smtp-gated")
+    stderr = ready is None and not _stderr_is_journal()
+    log = Log(config.log_level, config.log_facility, stderr=stderr)
+    try:
+        return _start(path, config, log, ready, stderr=stderr)
+    except StartError as error:
+        log = Log(config.log_level, config.log_facility, stderr=False)
+        for line in str(error).splitlines():
+            log.crit(f"START:FAILED {line}")
+            print(f"smtp-gated: {line}", file=sys.stderr)
+        return 1
+
+
+def _start(path: Path, config: Config, log: Log, ready: Callable[[], None] | None, *, stderr: bool) -> int:
+    obstacles = checks.obstacles(config)
+    if obstacles:
+        raise StartError("\n".join(obstacles))
+    obstacles, absent = checks.absent_scanners(config)
+    if obstacles:
+        raise StartError("\n".join(obstacles))
+    for line in (*config.warnings, *checks.warnings(config), *absent):
+        log.warning(line)
+        if ready:
+            print(f"smtp-gated: warning: {line}", file=sys.stderr)
+    pidfile = PidFile(config.pidfile)
+    try:
+        asyncio.run(Supervisor(path, config, log, stderr=stderr).run(ready or (lambda: None)))
+    finally:
+        pidfile.remove()
+    return 0
+
+
+def _stderr_is_journal() -> bool:
+    """Whether stderr leads to systemd's journal, which gets every line from syslog already."""
+    found = os.fstat(2)
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+class Supervisor:
+    """A gateway from its start to its end. Raises StartError when it cannot listen."""
+
+    def __init__(self, path: Path, config: Config, log: Log, *, stderr: bool) -> None:
+        self._path = path
+        self._config = config
+        self._log = log
+        count = config.workers or len(os.sched_getaffinity(0))
+        self._listeners = open_listeners(config, count)
+        self._board = Scoreboard.create(count)
+        self._workers = Workers(config, self._listeners, self._board, log, stderr=stderr)
+        self._started = self._restarted = time.time()
+        self._ending = False
+        self._status_wanted = asyncio.Event()
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serve; `ready` is called when every worker does. Returns when all have ended. Raises StartError."""
+        self._handle_signals()
+        await self._workers.start()
+        if not self._ending:
+            self._log.notice("START", version=version(), workers=len(self._listeners), mode=self._config.mode)
+            ready()
+            notify("READY=1")
+        chores = [asyncio.create_task(chore()) for chore in (self._write_statuses, self._watchdog)]
+        await self._workers.ended()
+        for chore in chores:
+            chore.cancel()
+        self._log.notice("STOP")
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR1, self._status_wanted.set)
+
+    def _end(self) -> None:
+        if self._ending:
+            self._log.notice("STOP: all sessions are ended")
+            self._workers.stop()
+            return
+        self._ending = True
+        self._log.notice("STOP: no more connections are accepted, waiting for the sessions to end")
+        notify("STOPPING=1")
+        self._workers.drain()
+        for listener in self._listeners:
+            listener.close()
+
+    def _reload(self) -> None:
+        if self._ending:
+            return
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            self._take_over(load(self._path, modes=modes()))
+        except ConfigError as error:
+            for problem in error.problems:
+                self._log.err(f"RELOAD:REFUSED {problem}")
+        notify("READY=1")
+
+    def _take_over(self, fresh: Config) -> None:
+        """Let a new configuration take effect, except for what only a restart can change."""
+        late = [name for name, option in OPTIONS.items() if option.restart and self._differs(fresh, name)]
+        values = {name: getattr(self._config if name in late else fresh, name) for name in OPTIONS}
+        effective = Config(values, fresh.warnings)
+        obstacles = checks.obstacles(effective)
+        if obstacles:
+            for line in obstacles:
+                self._log.err(f"RELOAD:REFUSED {line}")
+            return
+        self._config = effective
+        for listener in self._listeners:
+            listener.listen(effective.connect_queue)
+        self._workers.reload(effective)
+        self._restarted = time.time()
+        for line in effective.warnings:
+            self._log.warning(line)
+        if late:
+            self._log.warning(f"RELOAD: a restart is needed before these take effect: {' '.join(late)}")
+        self._log.notice("RELOAD:DONE")
+
+    def _differs(self, fresh: Config, name: str) -> bool:
+        return bool(getattr(fresh, name) != getattr(self._config, name))
+
+    async def _write_statuses(self) -> None:
+        while True:
+            await self._status_wanted.wait()
+            self._status_wanted.clear()
+            await self._write_status()
+
+    async def _write_status(self) -> None:
+        forms = self._config.statefile_type
+        facts = status.Facts(
+            version=version(),
+            started=self._started,
+            restarted=self._restarted,
+            sessions=await self._workers.sessions() if "slots" in forms else [],
+            now=time.time(),
+            crashed=self._workers.crashed,
+            bugs=self._workers.bugs,
+            board=self._board,
+        )
+        try:
+            status.write(self._config.statefile, self._config.statefile_perm, status.render(forms, facts))
+        except OSError as error:
+            self._log.err("STATUS:FAILED", file=self._config.statefile, why=error.strerror)
+
+    async def _watchdog(self) -> None:
+        interval = watchdog_interval()
+        while interval:
+            notify("WATCHDOG=1")
+            await asyncio.sleep(interval)

@@ -1,0 +1,66 @@
+"""The listening sockets, one for each worker, made and held by the supervisor.
+
+Because the supervisor keeps them, connections wait in the kernel while a worker starts again. The kernel
+gives each client to one of them (see `appliance.bpf.steering`). Nothing here accepts a connection.
+"""
+
+import errno
+import socket
+
+from appliance.bpf import steering
+from appliance.config import Config
+from appliance.supervisor.errors import StartError
+
+_IP_TRANSPARENT = 19
+_IPV6_TRANSPARENT = 75
+
+_ADVICE = {
+    errno.EADDRINUSE: "another program listens there; stop it or change port",
+    errno.EADDRNOTAVAIL: "no interface of this host has the address; change bind_address",
+    errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE; start as root or change port",
+    errno.EPERM: "tproxy modes need CAP_NET_ADMIN or CAP_NET_RAW; start as root or change mode",
+    errno.EAFNOSUPPORT: "this host has no IPv6; change bind_address",
+}
+
+
+def open_listeners(config: Config, count: int) -> list[socket.socket]:
+    """Listen `count` times at bind_address and port, for the worker of each index. Raises StartError."""
+    listeners: list[socket.socket] = []
+    try:
+        # The kernel lets every socket of this user into a group: only a socket outside of one can tell that
+        # the port is taken.
+        _bound(config, grouped=False).close()
+        for _ in range(count):
+            listeners.append(_bound(config, grouped=True))
+            listeners[-1].listen(config.connect_queue)
+        if count > 1:
+            steering.attach(listeners[0], count)
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        advice = _ADVICE.get(error.errno or 0, "change bind_address or port")
+        raise StartError(
+            f"bind_address {config.bind_address}, port {config.port}: {error.strerror}; {advice}"
+        ) from None
+    return listeners
+
+
+def _bound(config: Config, *, grouped: bool) -> socket.socket:
+    address = config.bind_address
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if grouped:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if address.version == 6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if config.mode.startswith("tproxy"):
+            listener.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
+            if address.version == 6:
+                listener.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+        listener.bind((str(address), config.port))
+    except OSError:
+        listener.close()
+        raise
+    return listener

@@ -1,0 +1,155 @@
+"""One worker process as the supervisor sees it: how it starts, is told things, is asked things, and ends.
+
+`workers.py` keeps one of these alive for each listener. The two talk over a stream socket, one JSON object a
+line. The worker faces the network without privileges, so nothing it says is trusted: lines and times are
+bounded, and whoever does not keep to the protocol is killed.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from appliance import process
+
+READY_WITHIN = 10.0  # seconds from exec to the first word
+_ANSWER_WITHIN = 2.0  # seconds for the list of sessions
+_GONE_WITHIN = 5.0  # seconds between the end of the conversation and the end of the process
+_LONGEST_LINE = 16 << 20  # bytes; a session's row has some 150
+_LONGEST_REASON = 512
+_UNPRINTABLE = re.compile(r"[^ -~]")
+_NOT_FOR_WORKERS = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}
+
+Rows = Sequence[Sequence[object]]
+
+
+class Worker:
+    """A worker process, started as soon as this is made.
+
+    `on_ready` is called when it serves. `why` says in the end what became of it; empty when it did as it was
+    told.
+    """
+
+    def __init__(
+        self, index: int, listener: socket.socket, scoreboard: int, on_ready: Callable[[], None]
+    ) -> None:
+        self._on_ready = on_ready
+        self._ready_since: float | None = None
+        self.why = ""
+        self.misbehaved = False  # it had to be killed
+        self._told_to_end = False
+        self._rows: asyncio.Future[Rows] | None = None
+        self._waiting: list[bytes] = []  # orders given before the conversation began
+        self._writer: asyncio.StreamWriter | None = None
+        self._ours, theirs = socket.socketpair()
+        descriptors = (theirs.fileno(), listener.fileno(), scoreboard)
+        control, listening, board = map(str, descriptors)
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-P", "-m", "appliance.proxy.worker"),
+                    *("--index", str(index), "--control", control),
+                    *("--listener", listening, "--scoreboard", board),
+                ],
+                stdin=subprocess.DEVNULL,
+                pass_fds=descriptors,
+                start_new_session=True,  # ^C in the terminal is for the supervisor
+                preexec_fn=process.die_with_parent,  # safe: this process has no threads
+                env={name: text for name, text in os.environ.items() if name not in _NOT_FOR_WORKERS},
+            )
+        self.pid = self._process.pid
+
+    def tell(self, do: str, **more: object) -> None:
+        """Give an order."""
+        self._told_to_end |= do in ("drain", "stop")
+        order = json.dumps({"do": do, **more}).encode() + b"\n"
+        if self._writer is None:
+            self._waiting.append(order)
+        elif not self._writer.is_closing():
+            self._writer.write(order)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def served(self) -> float:
+        """Seconds since it became ready, 0 when it never did."""
+        return 0.0 if self._ready_since is None else time.monotonic() - self._ready_since
+
+    async def sessions(self) -> Rows | None:
+        """Ask for the rows of the status file; None when there is no answer in time."""
+        if self._rows is None or self._rows.done():
+            self._rows = asyncio.get_running_loop().create_future()
+            self.tell("sessions")
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._rows), _ANSWER_WITHIN)
+        except TimeoutError:
+            return None
+
+    async def attend(self) -> None:
+        """Converse with the process until it has ended, and see to it that it has."""
+        reader, self._writer = await asyncio.open_connection(sock=self._ours, limit=_LONGEST_LINE)
+        self._writer.writelines(self._waiting)
+        try:
+            async with asyncio.timeout(READY_WITHIN) as patience:
+                while line := await reader.readline():
+                    self._hear(line)
+                    if self._ready_since is not None:
+                        patience.reschedule(None)
+        except TimeoutError:
+            self._accuse(f"not ready within {READY_WITHIN:.0f} s")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            self._accuse("it sent what no worker sends")
+        except ConnectionError:
+            pass  # it ended with orders unread
+        finally:
+            self._writer.close()
+            await self._end()
+
+    def _hear(self, line: bytes) -> None:
+        message = json.loads(line)
+        match message["is"]:
+            case "ready":
+                self._ready_since = self._ready_since or time.monotonic()
+                self._on_ready()
+            case "failed":
+                self.why = _UNPRINTABLE.sub("?", str(message["why"])[:_LONGEST_REASON])
+            case "sessions":
+                rows = message["rows"]
+                if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+                    raise TypeError
+                if self._rows and not self._rows.done():
+                    self._rows.set_result(rows)
+            case _:
+                raise ValueError
+
+    def _accuse(self, why: str) -> None:
+        self.misbehaved = True
+        self.why = self.why or why
+        self.kill()
+
+    async def _end(self) -> None:
+        ended = asyncio.Event()
+        pidfd = os.pidfd_open(self.pid)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(pidfd, ended.set)
+        try:
+            async with asyncio.timeout(_GONE_WITHIN):
+                await ended.wait()
+        except TimeoutError:
+            self._accuse("it left without ending")
+            await ended.wait()
+        finally:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+        code = self._process.wait()
+        if not self.why and (code or not self._told_to_end):
+            self.why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"

@@ -1,0 +1,122 @@
+"""All the workers: one on each listener, kept alive until they are told to end.
+
+The supervisor starts, reloads, drains and stops them through this. A worker that ends unasked is started
+again on the same listener; its sessions are lost, no others. What a worker does is not known here.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Sequence
+
+from appliance.config import Config
+from appliance.log import Log
+from appliance.proxy.scoreboard import Scoreboard
+from appliance.supervisor.errors import StartError
+from appliance.supervisor.features import version
+from appliance.supervisor.worker import Rows, Worker
+
+_TOO_SOON = 1.0  # seconds of service; one that ended sooner may do so again
+_LONGEST_PAUSE = 30.0  # seconds
+_STOP_WITHIN = 5.0  # seconds for a worker to end its sessions before it is killed
+
+
+class Workers:
+    """One worker on each of `listeners`.
+
+    With `stderr` they log there, too. `crashed` counts those that ended unasked, `bugs` those of them that
+    had to be killed.
+    """
+
+    def __init__(
+        self, config: Config, listeners: Sequence[socket.socket], board: Scoreboard, log: Log, *, stderr: bool
+    ) -> None:
+        self.crashed = 0
+        self.bugs = 0
+        self._text = config.text()
+        self._listeners = listeners
+        self._board = board
+        self._log = log
+        self._stderr = stderr
+        self._current: dict[int, Worker] = {}
+        self._keepers: list[asyncio.Task[None]] = []
+        self._ending = asyncio.Event()
+
+    async def start(self) -> None:
+        """Start them all and return when all are ready. Raises StartError when one of them cannot be."""
+        started: list[asyncio.Future[str]] = [
+            asyncio.get_running_loop().create_future() for _ in self._listeners
+        ]
+        self._keepers = [
+            asyncio.create_task(self._keep(index, listener, started[index]))
+            for index, listener in enumerate(self._listeners)
+        ]
+        reasons = [why for why in await asyncio.gather(*started) if why]
+        if reasons:
+            self.stop()
+            await self.ended()
+            raise StartError(f"a worker did not start: {reasons[0]} (the log and smtp-gated -f tell more)")
+
+    def reload(self, config: Config) -> None:
+        """Give them another configuration."""
+        self._text = config.text()
+        for worker in self._current.values():
+            worker.tell("reload", config=self._text)
+
+    def drain(self) -> None:
+        """Have them accept no more, and end with their last session."""
+        self._end("drain")
+
+    def stop(self) -> None:
+        """Have them end their sessions and themselves, soon."""
+        self._end("stop")
+        for worker in self._current.values():
+            asyncio.get_running_loop().call_later(_STOP_WITHIN, worker.kill)
+
+    def _end(self, how: str) -> None:
+        self._ending.set()
+        for worker in self._current.values():
+            worker.tell(how)
+
+    async def ended(self) -> None:
+        """Return when there is no worker any more."""
+        await asyncio.gather(*self._keepers)
+
+    async def sessions(self) -> list[tuple[int, Rows | None]]:
+        """Process number of each worker and its sessions' rows, None from one that does not answer."""
+        workers = [worker for _, worker in sorted(self._current.items())]
+        rows = await asyncio.gather(*(worker.sessions() for worker in workers))
+        return [(worker.pid, found) for worker, found in zip(workers, rows, strict=True)]
+
+    async def _keep(self, index: int, listener: socket.socket, started: asyncio.Future[str]) -> None:
+        """Keep a worker on a listener; `started` gets "", or the reason why the very first does not serve."""
+        quick = 0
+        while not self._ending.is_set():
+            worker = self._current[index] = Worker(
+                index, listener, self._board.fd, lambda: _settle(started, "")
+            )
+            worker.tell("start", config=self._text, version=version(), stderr=self._stderr)
+            await worker.attend()
+            del self._current[index]
+            self._board.forget_sessions(index)
+            if not started.done():
+                break
+            if worker.why:
+                self._report(index, worker)
+            quick = quick + 1 if worker.served() < _TOO_SOON else 0
+            await self._pause(min(_LONGEST_PAUSE, 2.0 ** (quick - 2)) if quick > 1 else 0.0)
+        _settle(started, "" if self._ending.is_set() else worker.why)
+
+    def _report(self, index: int, worker: Worker) -> None:
+        self.crashed += 1
+        self.bugs += worker.misbehaved
+        self._log.crit("WORKER:CRASHED", worker=index, pid=worker.pid, why=worker.why)
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ending.wait(), seconds)
+
+
+def _settle(future: asyncio.Future[str], result: str) -> None:
+    if not future.done():
+        future.set_result(result)
