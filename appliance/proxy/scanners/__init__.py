@@ -52,7 +52,7 @@ class ScanError(Exception):
 
 def printable(text: str, limit: int = 128) -> str:
     """Make a scanner's text fit for replies, logs and scripts: printable ASCII, `limit` characters."""
-    return _UNPRINTABLE.sub("?", text[:limit])
+    return _UNPRINTABLE.sub("?", text.strip()[:limit])
 
 
 class Scanner(ABC):

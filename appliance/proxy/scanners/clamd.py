@@ -147,6 +147,7 @@ class _Clamd(pyclamd.ClamdUnixSocket):  # type: ignore[misc]
         with self._guard:
             self._aborted = True
             if self.clamd_socket:
+                self.clamd_socket.deadline = 0.0  # for a thread that waits in clamd's queue
                 with suppress(OSError):
                     self.clamd_socket.shutdown(socket.SHUT_RDWR)
 
@@ -159,7 +160,7 @@ class _Clamd(pyclamd.ClamdUnixSocket):  # type: ignore[misc]
             if self._aborted:
                 raise _OverdueError
             self.clamd_socket = _Socket(family, socket.SOCK_STREAM)
-        self.clamd_socket.deadline = self._deadline
+            self.clamd_socket.deadline = self._deadline
         if address.path:
             self.clamd_socket.connect(str(address.path))
         else:

@@ -5,10 +5,10 @@ import contextlib
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import pytest
@@ -248,6 +248,17 @@ def test_no_scan_takes_longer_than_its_timeout(
     assert 0.35 < took < 1.5
 
 
+def busy_threads() -> int:
+    """How many threads have a scan of clamd under way."""
+    count = 0
+    for frame in sys._current_frames().values():
+        place: FrameType | None = frame
+        while place and place.f_code.co_name != "_finish":
+            place = place.f_back
+        count += place is not None
+    return count
+
+
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -273,18 +284,7 @@ def test_cancelled_scans_leave_nothing_behind(address: SocketAddress, spool: Spo
     during, after = run(work())
     assert during >= scanners.CONCURRENT * 2
     assert after <= scanners.CONCURRENT
-    assert not [
-        thread for thread in threading.enumerate() if thread.name.startswith("clamd") and _busy(thread)
-    ]
-
-
-def _busy(thread: threading.Thread) -> bool:
-    frame = sys._current_frames().get(thread.ident or 0)
-    while frame:
-        if frame.f_code.co_name == "_finish":
-            return True
-        frame = frame.f_back
-    return False
+    assert busy_threads() == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -303,6 +303,19 @@ def test_a_scanner_that_hangs_keeps_only_so_many_waiting(
     assert states.count(State.FAILED) == 5
 
 
+def full_queue(address: SocketAddress, stack: contextlib.ExitStack) -> socket.socket:
+    """Listen without accepting, with as many connections waiting as there is room for."""
+    listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+    listener.bind(str(address.path))
+    listener.listen(0)
+    for _ in range(3):
+        client = stack.enter_context(socket.socket(socket.AF_UNIX))
+        client.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            client.connect(str(address.path))
+    return listener
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_full_queue_of_connections_is_waited_for(address: SocketAddress, spool: Spool, kind: str) -> None:
     answers = {
@@ -312,14 +325,7 @@ def test_a_full_queue_of_connections_is_waited_for(address: SocketAddress, spool
 
     async def work() -> Finding:
         with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-            listener.bind(str(address.path))
-            listener.listen(0)
-            waiting = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3)]
-            for client in waiting:
-                client.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    client.connect(str(address.path))
+            listener = full_queue(address, stack)
             task = asyncio.create_task(make(kind, address).scan(spool))
             await asyncio.sleep(0.3)
             assert not task.done()
@@ -337,6 +343,20 @@ def test_a_full_queue_of_connections_is_waited_for(address: SocketAddress, spool
             return task.result()
 
     assert run(work()) == CLEAN
+
+
+def test_a_thread_that_waits_in_a_full_queue_is_freed(address: SocketAddress, spool: Spool) -> None:
+    async def work() -> None:
+        with contextlib.ExitStack() as stack:
+            full_queue(address, stack)
+            task = asyncio.create_task(make("clamd-fd", address, 30).scan(spool))
+            await asyncio.sleep(0.2)
+            assert busy_threads() == 1
+            task.cancel()
+            await asyncio.sleep(0.3)
+            assert busy_threads() == 0
+
+    run(work())
 
 
 @pytest.mark.parametrize("kind", KINDS)
