@@ -1,7 +1,8 @@
 """Counters in memory that the supervisor and all workers share.
 
-One row of 64-bit numbers for each worker, written by that worker alone, read by everybody: no lock, no message, and nothing is
-lost when a worker dies. The supervisor makes the board, each worker attaches to it by descriptor.
+One row of 64-bit numbers for each worker, written by that worker alone, read by everybody: no lock, no
+message, and nothing is lost when a worker dies. The supervisor makes the board, each worker attaches to it by
+descriptor.
 """
 
 import enum

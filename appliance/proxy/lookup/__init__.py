@@ -1,0 +1,82 @@
+"""Ways to find the mail server that a client meant to reach: one module each, chosen by the option `mode`.
+
+A module of this package has a class derived from `Lookup`. Other packages add theirs as entry points of the
+group `appliance.lookup`, named as the mode. The worker asks once for each connection; nothing here connects
+anywhere.
+"""
+
+import importlib
+import socket
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+
+from appliance.config import Config
+
+_BUILT_IN = {
+    "fixed": "fixed:Fixed",
+    "fixed+xclient": "fixed:Fixed",
+    "getsockname": "getsockname:Getsockname",
+    "netfilter": "netfilter:Netfilter",
+    "tproxy": "tproxy:Tproxy",
+    "tproxy,netfilter": "tproxy:TproxyOrNetfilter",
+}
+
+_GROUP = "appliance.lookup"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A TCP address: a numeric IP address (IPv4 as such, never mapped into IPv6) and a port."""
+
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a connection was meant to go, whether to go there in the client's name, and who is behind it."""
+
+    destination: Endpoint
+    as_client: bool = False
+    ident: str = ""
+
+
+class LookupFailure(Exception):
+    """The destination cannot be found; the text says why."""
+
+
+class Lookup(ABC):
+    """Finds the destination of connections, by one of the modes."""
+
+    def __init__(self, config: Config) -> None:  # noqa: B027 - most keep nothing
+        """Keep what is needed of the configuration."""
+
+    @abstractmethod
+    async def find(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:
+        """Find where an accepted connection was meant to go; raises LookupFailure."""
+
+
+def modes() -> tuple[str, ...]:
+    """Name the modes that this machine has: the built-in ones and those of installed packages."""
+    added = sorted(point.name for point in entry_points(group=_GROUP) if point.name not in _BUILT_IN)
+    return (*_BUILT_IN, *added)
+
+
+def make(config: Config) -> Lookup:
+    """Make the lookup of the configured mode; raises ValueError when there is none of that name."""
+    place = _BUILT_IN.get(config.mode)
+    if place:
+        module, name = place.split(":")
+        found = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    else:
+        points = entry_points(group=_GROUP, name=config.mode)
+        if not points:
+            raise ValueError(f"mode {config.mode}: not available here; modes are {', '.join(modes())}")
+        found = next(iter(points)).load()
+    lookup = found(config)
+    assert isinstance(lookup, Lookup)
+    return lookup

@@ -1,0 +1,78 @@
+"""Events: what a client did to be locked out for, and what follows, the lock file and the administrator's
+script.
+
+Checks and admission report events here; how a lock is kept is `locks.py`'s business, how the script runs
+`action.py`'s.
+"""
+
+from typing import TYPE_CHECKING
+
+from appliance.proxy.action import Event
+
+if TYPE_CHECKING:
+    from appliance.proxy.connection import Connection
+
+
+def report(
+    connection: "Connection",
+    name: str,
+    found: str,
+    cause: str,
+    *,
+    virus_name: str = "",
+    spam_score: float = 0.0,
+    spool_name: str = "",
+) -> None:
+    """A client did `found` (as the script is told), which is the event `name` of lock_on; `cause` goes into
+    the lock.
+
+    The script runs once for a lock, when it is made; where this event locks nobody, each time.
+    """
+    service, config = connection.service, connection.service.config
+    lock_file = ""
+    if config.lock_duration and name in config.lock_on:
+        try:
+            made = service.locks.create(connection.client.address, connection.ident, cause)
+        except OSError as error:
+            service.log.err("LOCK:FAILED", src=connection.client.address, why=error)
+            made = None
+        if made is None:
+            return
+        lock_file = str(made)
+        service.log.notice(
+            "LOCK:CREATED", lock=lock_file, src=connection.client.address, ident=connection.ident, cause=cause
+        )
+    if service.script is None:
+        return
+    session = connection.session
+    target = connection.target
+    service.script.run(
+        Event(
+            proxy_name=config.proxy_name,
+            found=found,
+            virus_name=virus_name,
+            spam_score=spam_score,
+            source_ip=connection.client.address,
+            source_port=connection.client.port,
+            target_ip=target.address if target else "",
+            target_port=target.port if target else 0,
+            local_ip=connection.local.address,
+            local_port=connection.local.port,
+            ident=connection.ident,
+            ident_count=0,
+            helo=_text(session.helo) if session else "",
+            mail_from=_text(session.mail_from) if session else "",
+            rcpts_total=session.recipients if session else 0,
+            size=session.message_size if session else 0,
+            transaction=session.transactions if session else 0,
+            auth=session.auth if session else 0,
+            spool_name=spool_name,
+            lock_file=lock_file,
+            lock_duration=config.lock_duration,
+            unixtime=int(connection.since),
+        )
+    )
+
+
+def _text(said: bytes) -> str:
+    return said.decode("utf-8", "replace")

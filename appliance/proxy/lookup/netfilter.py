@@ -1,0 +1,29 @@
+"""The destination before a REDIRECT or DNAT rule changed it, from connection tracking: mode netfilter."""
+
+import socket
+import struct
+
+from appliance.proxy.lookup import Endpoint, Lookup, LookupFailure, Route
+
+_SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST has the same number
+_SOCKADDR_IN = struct.Struct("!2xH4s8x")
+_SOCKADDR_IN6 = struct.Struct("!2xH4x16s4x")
+
+
+class Netfilter(Lookup):
+    """For connections that a nat rule on this machine handed to the gateway."""
+
+    async def find(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:  # noqa: ARG002
+        """Ask the kernel for the original destination; raises LookupFailure."""
+        try:
+            if ":" in client.address:
+                raw = accepted.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, _SOCKADDR_IN6.size)
+                port, address = _SOCKADDR_IN6.unpack(raw)
+                return Route(Endpoint(socket.inet_ntop(socket.AF_INET6, address), port))
+            raw = accepted.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, _SOCKADDR_IN.size)
+            port, address = _SOCKADDR_IN.unpack(raw)
+            return Route(Endpoint(socket.inet_ntop(socket.AF_INET, address), port))
+        except OSError as error:
+            raise LookupFailure(
+                f"connection tracking has no original destination ({error.strerror})"
+            ) from None

@@ -1,0 +1,117 @@
+"""A configuration put to use: what all sessions that began under it share.
+
+The worker makes one at its start and at each reload; a session keeps the one it began with. Counters and
+clients outlive it.
+"""
+
+import os
+import socket
+import time
+from pathlib import Path
+
+from appliance.config import Config
+from appliance.log import Log
+from appliance.proxy import lookup, scanners
+from appliance.proxy.action import ActionScript
+from appliance.proxy.clients import Clients
+from appliance.proxy.locks import LockDirectory
+from appliance.proxy.scoreboard import Scoreboard
+from appliance.proxy.session import Gate, Settings, Texts
+from appliance.proxy.session.verdict import NO_GATES
+
+_LOAD_AGE = 1.0  # seconds for which a load average is believed
+
+
+class Service:
+    """Everything a session needs that its configuration decides."""
+
+    def __init__(self, config: Config, log: Log, board: Scoreboard, clients: Clients) -> None:
+        self.config = config
+        self.log = log
+        self.board = board
+        self.clients = clients
+        self.lookup = lookup.make(config)
+        self.virus = scanners.antivirus(
+            config.antivirus_type if config.scan_max_size else "off",
+            config.antivirus_path,
+            config.timeout_scanner,
+            config.antivirus_transfer,
+        )
+        self.spam = scanners.antispam(
+            config.antispam_type if config.spam_max_size > 0 else "off",
+            config.antispam_path,
+            config.timeout_spam,
+            config.spam_threshold,
+        )
+        self.spool_limit = max(
+            config.scan_max_size if self.virus else 0, config.spam_max_size if self.spam else 0
+        )
+        self.spool_named = any(scanner.needs_path for scanner in (self.virus, self.spam) if scanner)
+        self.locks = LockDirectory(
+            config.lock_path, config.lock_perm, config.lock_duration, os.geteuid(), self._expired
+        )
+        self.script = ActionScript(config.action_script, log) if config.action_script else None
+        self.settings = _settings(config, self._gates(), spool=self.spool_limit > 0)
+        self._load = (0.0, 0.0)
+
+    def load(self) -> float:
+        """The load average of the last minute."""
+        now = time.monotonic()
+        if now - self._load[0] > _LOAD_AGE:
+            self._load = (now, os.getloadavg()[0])
+        return self._load[1]
+
+    def is_own(self, destination: lookup.Endpoint) -> bool:
+        """Tell whether a destination is the gateway's own listener."""
+        if destination.port != self.config.port:
+            return False
+        family = socket.AF_INET6 if ":" in destination.address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind((destination.address, 0))
+            except OSError:
+                return False
+        return True
+
+    def _expired(self, path: Path) -> None:
+        self.log.notice("LOCK:EXPIRED", lock=path)
+
+    def _gates(self) -> Gate:
+        config, gates = self.config, Gate.REPLY_AUTH
+        if config.earlytalk and config.mode != "fixed+xclient":
+            gates |= Gate.EARLY
+        if config.log_helo:
+            gates |= Gate.HELO
+        if self.spool_limit or config.auth_require != "no":
+            gates |= Gate.DATA
+        if self.spool_limit or config.lock_duration:
+            gates |= Gate.END
+        gates |= Gate.REPLY_MAIL if config.log_mail_from & {"accepted", "rejected"} else NO_GATES
+        gates |= Gate.REPLY_RCPT if config.log_rcpt_to & {"accepted", "rejected"} else NO_GATES
+        return gates
+
+
+def _settings(config: Config, gates: Gate, *, spool: bool) -> Settings:
+    texts = Texts(
+        hello=config.msg_hello,
+        sign_off=config.msg_sign_off,
+        proto_error=config.msg_proto_error,
+        unimpl_command=config.msg_unimpl_command,
+        transaction_failed=config.msg_transaction_failed,
+        session_timeout=config.msg_session_timeout,
+        pipeline_full=config.msg_pipeline_full,
+        size_limit=config.msg_size_limit,
+        fixed_xclient_fail=config.msg_fixed_xclient_fail,
+    )
+    return Settings(
+        proxy_name=config.proxy_name,
+        texts=texts,
+        gates=gates,
+        pipeline_size=config.pipeline_size,
+        on_takeover_cmds=config.on_takeover_cmds,
+        size_limit=config.size_limit,
+        bare_newline=config.bare_newline,
+        forbid_starttls=config.forbid_starttls,
+        mask_xclient=config.mode == "fixed+xclient",
+        spool=spool,
+    )

@@ -1,0 +1,149 @@
+"""The worker process: one event loop that serves the clients the kernel gives it.
+
+Started by the supervisor, which hands it its listener, the scoreboard and a socket for orders (one JSON
+object a line): start, reload, drain, stop, sessions. It gives up every right it does not need before it reads
+a byte from the network. When the supervisor is gone, so is the worker.
+"""
+
+import argparse
+import asyncio
+import gc
+import heapq
+import json
+import socket
+import sys
+import traceback
+
+import uvloop
+
+from appliance import process
+from appliance.config import ConfigError, parse
+from appliance.log import Log
+from appliance.proxy import privileges
+from appliance.proxy.clients import Clients
+from appliance.proxy.connection import Connection
+from appliance.proxy.privileges import PrivilegeError
+from appliance.proxy.scoreboard import Scoreboard
+from appliance.proxy.service import Service
+from appliance.proxy.spool import sweep
+
+_ORDER_MAX = 1 << 20
+
+
+class Worker:
+    """What the sessions of this process share."""
+
+    service: Service
+    log: Log
+
+    def __init__(self, listener: socket.socket, board: Scoreboard, control: socket.socket) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.connections: set[Connection] = set()
+        self._listener = listener
+        self._board = board
+        self._control = control
+        self._clients = Clients()
+        self._server: asyncio.Server | None = None
+        self._free: list[int] = []
+        self._slots = 0
+        self._done = asyncio.Event()
+
+    async def run(self) -> None:
+        """Follow the supervisor's orders until it says so, or is gone."""
+        reader, self._answers = await asyncio.open_unix_connection(sock=self._control, limit=_ORDER_MAX)
+        orders = self.loop.create_task(self._orders(reader))
+        await self._done.wait()
+        orders.cancel()
+
+    def next_slot(self) -> int:
+        """Give the lowest number that no session of this worker has."""
+        if self._free:
+            return heapq.heappop(self._free)
+        self._slots += 1
+        return self._slots - 1
+
+    def free_slot(self, slot: int) -> None:
+        """Take a session's number back."""
+        heapq.heappush(self._free, slot)
+
+    def gone(self) -> None:
+        """A connection has left; the last one of a draining worker takes it along."""
+        if self._server is None and not self.connections:
+            self._done.set()
+
+    async def _orders(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while line := await reader.readline():
+                await self._obey(json.loads(line))
+        except (PrivilegeError, OSError, ConfigError, ValueError) as error:
+            self._say({"is": "failed", "why": str(error)})
+        self._done.set()
+
+    async def _obey(self, order: dict[str, object]) -> None:
+        match order["do"]:
+            case "start":
+                await self._start(str(order["config"]), stderr=bool(order.get("stderr")))
+            case "reload":
+                self.service = Service(parse(str(order["config"])), self.log, self._board, self._clients)
+            case "drain":
+                self._close_listener()
+                self.gone()
+            case "stop":
+                self._close_listener()
+                for connection in list(self.connections):
+                    connection.end("admin")
+                self.gone()
+            case "sessions":
+                self._say({"is": "sessions", "rows": [connection.row() for connection in self.connections]})
+
+    async def _start(self, text: str, *, stderr: bool) -> None:
+        config = parse(text)
+        self.log = Log(config.log_level, config.log_facility, stderr=stderr)
+        privileges.drop(config.set_user, config.set_group, keep_net_raw=config.mode.startswith("tproxy"))
+        self.loop.set_exception_handler(self._bug)
+        self.service = Service(config, self.log, self._board, self._clients)
+        sweep(config.spool_path)
+        gc.collect()
+        gc.freeze()
+        self._server = await self.loop.create_server(
+            lambda: Connection(self), sock=self._listener, backlog=config.connect_queue
+        )
+        self._say({"is": "ready"})
+
+    def _close_listener(self) -> None:
+        if self._server:
+            self._server.close()
+            self._server = None
+
+    def _say(self, answer: dict[str, object]) -> None:
+        self._answers.write(json.dumps(answer).encode() + b"\n")
+
+    def _bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        """A defect costs the session it happened in, and is told with its place."""
+        error = context.get("exception")
+        where = traceback.format_exception(error) if isinstance(error, BaseException) else []
+        self.log.crit(
+            "BUG", what=context.get("message"), where=" | ".join(line.strip() for line in where[-4:])
+        )
+
+
+def main() -> int:
+    """Run a worker on the descriptors that the command line names."""
+    parser = argparse.ArgumentParser(prog="appliance.proxy.worker", description=__doc__)
+    for name in ("index", "control", "listener", "scoreboard"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    given = parser.parse_args()
+    process.set_name(f"smtp-gated-w{given.index}")
+    listener = socket.socket(fileno=given.listener)
+    control = socket.socket(fileno=given.control)
+
+    async def serve() -> None:
+        await Worker(listener, Scoreboard(given.scoreboard, given.index), control).run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
