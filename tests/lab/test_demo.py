@@ -1,4 +1,4 @@
-"""The demonstration keeps its promise: clean mail passes, virus and spam are refused, their senders locked."""
+"""The demonstration keeps its promise: clean mail passes, virus and spam are refused, senders locked."""
 
 import pytest
 
