@@ -66,8 +66,12 @@ class Worker:
         """Take a session's number back."""
         heapq.heappush(self._free, slot)
 
-    def gone(self) -> None:
-        """A connection has left; the last one of a draining worker takes it along."""
+    def left(self, connection: Connection) -> None:
+        """A connection is over."""
+        self.connections.discard(connection)
+        self._end_if_drained()
+
+    def _end_if_drained(self) -> None:
         if self._server is None and not self.connections:
             self._done.set()
 
@@ -87,12 +91,12 @@ class Worker:
                 self.service = Service(parse(str(order["config"])), self.log, self._board, self._clients)
             case "drain":
                 self._close_listener()
-                self.gone()
+                self._end_if_drained()
             case "stop":
                 self._close_listener()
                 for connection in list(self.connections):
                     connection.end("admin")
-                self.gone()
+                self._end_if_drained()
             case "sessions":
                 self._say({"is": "sessions", "rows": [connection.row() for connection in self.connections]})
 

@@ -1,0 +1,218 @@
+"""Two sockets and the bytes between them: transports, back-pressure and partings, in bounded memory.
+
+`Connection` builds on this and decides what is said; here nobody knows SMTP. Each side is read only as fast as the other
+takes what was made of it, so that a slow peer costs a few hundred kilobytes whatever it is sent.
+"""
+
+import asyncio
+from abc import abstractmethod
+from typing import cast
+
+BACKLOG = 65536  # bytes of a client that may wait for a verdict or a reply before its socket is left alone
+LINGER = 5.0  # seconds in which a peer must take some of what it is still owed, or be cut off
+
+
+class ServerSide(asyncio.Protocol):
+    """The transport's callbacks for the server's socket."""
+
+    def __init__(self, relay: "Relay") -> None:
+        self._relay = relay
+        self.data_received = relay.server_received  # type: ignore[method-assign]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The server was reached."""
+        self._relay.server_connected(cast("asyncio.Transport", transport))
+
+    def eof_received(self) -> bool:
+        """The server has said all it will."""
+        return self._relay.server_ended()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """The server is gone."""
+        self._relay.server_lost()
+
+    def pause_writing(self) -> None:
+        """The server takes no more for now."""
+        self._relay.regulate(server_full=True)
+
+    def resume_writing(self) -> None:
+        """The server takes bytes again."""
+        self._relay.regulate(server_full=False)
+
+
+class Relay(asyncio.Protocol):
+    """The client's socket and the server's. The client's is not read before there is somebody to read it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._client: asyncio.Transport
+        self._server: asyncio.Transport | None = None
+        self._direct = False
+        self._ended = False
+        self._heard = loop.time()
+        self._reading_client = self._reading_server = True
+        self._client_full = self._server_full = False
+        self.client_bytes = self.server_bytes = 0
+
+    @abstractmethod
+    def client_said(self, data: bytes) -> None:
+        """Take bytes of the client; not called in direct mode."""
+
+    @abstractmethod
+    def server_said(self, data: bytes) -> None:
+        """Take bytes of the server; not called in direct mode."""
+
+    @abstractmethod
+    def client_hung_up(self) -> None:
+        """The client has said all it will; not called in direct mode."""
+
+    @abstractmethod
+    def server_hung_up(self) -> None:
+        """The server has said all it will; not called in direct mode."""
+
+    @abstractmethod
+    def server_reached(self) -> None:
+        """The server's socket is there."""
+
+    @abstractmethod
+    def backlog(self) -> int:
+        """Give the number of the client's bytes that wait to be dealt with."""
+
+    @abstractmethod
+    def finish(self, by: str) -> None:
+        """The end, for the account; may be called again."""
+
+    def client_accepted(self, transport: asyncio.BaseTransport) -> None:
+        """Take the client's socket, unread."""
+        self._client = cast("asyncio.Transport", transport)
+        self._pause_client()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the client."""
+        if self._ended:
+            return
+        self.client_bytes += len(data)
+        self._heard = self._loop.time()
+        if self._direct:
+            assert self._server
+            self._server.write(data)
+            return
+        self.client_said(data)
+        if self.backlog() > BACKLOG:
+            self.regulate()
+
+    def eof_received(self) -> bool:
+        """The client's side is closed; true when its socket is still needed."""
+        if self._ended:
+            return False
+        if self._direct:
+            _half_close(self._server)
+        else:
+            self.client_hung_up()
+        return not self._ended
+
+    def pause_writing(self) -> None:
+        """The client takes no more for now."""
+        self.regulate(client_full=True)
+
+    def resume_writing(self) -> None:
+        """The client takes bytes again."""
+        self.regulate(client_full=False)
+
+    def server_connected(self, transport: asyncio.Transport) -> None:
+        """Take the server's socket, and begin to read the client's."""
+        self._server = transport
+        self.server_reached()
+        # Before the greeting can be read: a client that has spoken already spoke too early.
+        self._resume_client()
+
+    def server_received(self, data: bytes) -> None:
+        """Bytes of the server."""
+        self.server_bytes += len(data)
+        self._heard = self._loop.time()
+        if self._direct:
+            self._client.write(data)
+        elif not self._ended:
+            self.server_said(data)
+            if not self._reading_client:
+                self.regulate()
+
+    def server_ended(self) -> bool:
+        """The server's side is closed; true when its socket is still needed."""
+        if self._direct:
+            _half_close(self._client)
+            return True
+        if not self._ended:
+            self.server_hung_up()
+        return False
+
+    def server_lost(self) -> None:
+        """The server's socket is gone."""
+        if self._direct:
+            self._direct = False
+            self.finish("server")
+        elif not self._ended:
+            self.server_hung_up()
+
+    def to_client(self, data: bytes) -> None:
+        """Send to the client."""
+        self._client.write(data)
+
+    def to_server(self, data: bytes) -> None:
+        """Send to the server."""
+        if self._server:
+            self._server.write(data)
+
+    def close_server(self) -> None:
+        """Part from the server once it has what it was sent."""
+        if self._server and not self._server.is_closing():
+            self._server.close()
+            self._see_off(self._server)
+
+    def hang_up(self) -> None:
+        """Part from the client once it has its last words, however much it goes on saying.
+
+        Closing the socket over unread bytes would send a reset, which swallows words still under way.
+        """
+        if not self._client.is_closing():
+            self._resume_client()
+            self._client.write_eof()
+            self._loop.call_later(LINGER, self._see_off, self._client, self._client.get_write_buffer_size())
+
+    def _see_off(self, transport: asyncio.Transport, before: int = -1) -> None:
+        """Cut a parting peer off when it has what it was owed, or has stopped taking it."""
+        left = transport.get_write_buffer_size()
+        if before >= 0 and (not left or left == before):
+            transport.abort()
+        elif left:
+            self._loop.call_later(LINGER, self._see_off, transport, left)
+
+    def regulate(self, *, client_full: bool | None = None, server_full: bool | None = None) -> None:
+        """Read from each side only what the other side can take."""
+        if client_full is not None:
+            self._client_full = client_full
+        if server_full is not None:
+            self._server_full = server_full
+        waiting = not self._direct and self.backlog() > BACKLOG
+        if not self._ended and (self._client_full or self._server_full or waiting):
+            self._pause_client()
+        else:
+            self._resume_client()
+        if self._server and self._client_full == self._reading_server and not self._server.is_closing():
+            self._reading_server = not self._client_full
+            (self._server.resume_reading if self._reading_server else self._server.pause_reading)()
+
+    def _pause_client(self) -> None:
+        if self._reading_client and not self._client.is_closing():
+            self._client.pause_reading()
+            self._reading_client = False
+
+    def _resume_client(self) -> None:
+        if not self._reading_client and not self._client.is_closing():
+            self._reading_client = True
+            self._client.resume_reading()
+
+
+def _half_close(transport: asyncio.Transport | None) -> None:
+    if transport and not transport.is_closing():
+        transport.write_eof()
