@@ -1,0 +1,354 @@
+"""A gateway's life from its start to its end: the real program and its workers on the loopback interface."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.supervisor.pidfile import holder
+
+PROGRAM = str(Path(sys.executable).with_name("smtp-gated"))
+GREETING = b"220 mail.example.test ESMTP\r\n"
+
+
+class Server(socketserver.StreamRequestHandler):
+    """As much of a mail server as a session needs to stay open."""
+
+    def handle(self) -> None:
+        self.wfile.write(GREETING)
+        while line := self.rfile.readline():
+            self.wfile.write(b"221 Bye\r\n" if line.startswith(b"QUIT") else b"250 OK\r\n")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[int]:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Server) as running:
+        running.daemon_threads = True
+        running.block_on_close = False
+        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
+        thread.start()
+        yield running.server_address[1]
+        running.shutdown()
+        thread.join()
+
+
+def wait_until(true: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+class Gateway:
+    """A gateway with its configuration file and directories, and a log to read."""
+
+    def __init__(self, home: Path, server: int) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port: int = probe.getsockname()[1]
+        self.home = home
+        self.file = home / "conf"
+        self.process: subprocess.Popen[str] | None = None
+        self.options = {
+            "mode": "fixed",
+            "fixed_server": "127.0.0.1",
+            "fixed_server_port": str(server),
+            "bind_address": "127.0.0.1",
+            "port": str(self.port),
+            "workers": "2",
+            "max_load": "0",
+            "log_level": "debug",
+            "pidfile": f"{home}/run/pid",
+            "statefile": f"{home}/run/state",
+            "spool_path": f"{home}/msg",
+            "lock_path": f"{home}/lock",
+        }
+        if os.geteuid() == 0:
+            self.options["set_user"] = "nobody"
+        self.write()
+
+    def write(self, **options: str) -> None:
+        self.options |= options
+        self.file.write_text("".join(f"{name} {value}\n" for name, value in self.options.items()))
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([PROGRAM, *arguments, self.file], capture_output=True, text=True, timeout=30)
+
+    def start(self) -> None:
+        """In the foreground, with the log in a file."""
+        with (self.home / "log").open("w") as log:
+            self.process = subprocess.Popen([PROGRAM, "-f", self.file], stderr=log, text=True)
+        self.wait_log("START ")
+
+    def wait_log(self, words: str) -> None:
+        wait_until(lambda: words in (self.home / "log").read_text())
+
+    def pid(self) -> int | None:
+        return holder(Path(self.options["pidfile"]))
+
+    def workers(self) -> list[int]:
+        children = Path(f"/proc/{self.pid()}/task/{self.pid()}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid() or 0, number)
+
+    def connect(self, source: str = "127.0.0.1") -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), 10, (source, 0))
+
+    def session(self, source: str = "127.0.0.1") -> socket.socket:
+        client = self.connect(source)
+        assert client.recv(1000) == GREETING
+        return client
+
+    def end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if pid := self.pid():
+                os.kill(pid, signal.SIGKILL)
+        if self.process:
+            self.process.wait(10)
+
+
+@pytest.fixture
+def gateway(server: int) -> Iterator[Gateway]:
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        home.chmod(0o755)
+        made = Gateway(home, server)
+        yield made
+        made.end()
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def ended(pid: int) -> bool:
+    try:
+        return ") Z " in Path(f"/proc/{pid}/stat").read_text()  # init may take its time to bury it
+    except FileNotFoundError:
+        return True
+
+
+def talks(client: socket.socket) -> bool:
+    client.sendall(b"NOOP\r\n")
+    return client.recv(1000) == b"250 OK\r\n"
+
+
+def test_the_command_returns_when_mail_is_served(gateway: Gateway) -> None:
+    done = gateway.run()
+    assert done.returncode == 0, done.stderr
+    gateway.session().close()
+    pid = gateway.pid()
+    assert pid
+    assert Path(gateway.options["pidfile"]).read_text() == f"{pid}\n"
+    assert name_of(pid) == "smtp-gated"
+    assert sorted(map(name_of, gateway.workers())) == ["smtp-gated-w0", "smtp-gated-w1"]
+    assert os.getsid(pid) not in (pid, os.getsid(0))
+    assert {str(Path(f"/proc/{pid}/fd/{fd}").readlink()) for fd in range(3)} == {"/dev/null"}
+    assert gateway.run("-K").returncode == 0
+    wait_until(lambda: gateway.pid() is None)
+    assert not Path(gateway.options["pidfile"]).exists()
+    again = gateway.run("-K")
+    assert (again.returncode, "no gateway is running" in again.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("arguments", [[], ["-f"]])
+def test_a_failed_start_says_why_in_one_line(gateway: Gateway, arguments: list[str]) -> None:
+    gateway.write(spool_path="/nowhere/at/all")
+    done = gateway.run(*arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("smtp-gated: spool_path: directory /nowhere/at/all: ")
+    assert done.stderr.count("\n") == 1
+    gateway.write(nonsense="1")
+    assert gateway.run(*arguments).returncode == 2
+
+
+def test_a_second_gateway_does_not_start(gateway: Gateway) -> None:
+    gateway.start()
+    done = gateway.run()
+    assert (done.returncode, "is running with it" in done.stderr) == (1, True)
+    gateway.write(pidfile=f"{gateway.home}/run/pid2")
+    done = gateway.run()
+    assert (done.returncode, "Address already in use" in done.stderr) == (1, True)
+    gateway.write(pidfile=f"{gateway.home}/run/pid")
+    assert talks(gateway.session())
+
+
+def test_a_worker_that_dies_is_replaced_and_no_connection_is_refused(gateway: Gateway) -> None:
+    gateway.start()
+    before = gateway.workers()
+    clients = {source: gateway.session(source) for source in (f"127.0.0.{n}" for n in range(1, 9))}
+    os.kill(before[0], signal.SIGKILL)
+    for source in clients:
+        gateway.session(source).close()
+    gateway.wait_log("WORKER:CRASHED worker=0")
+    after = gateway.workers()
+    assert before[1] in after
+    assert before[0] not in after
+    living = 0
+    for client in clients.values():
+        with contextlib.suppress(OSError):
+            living += talks(client)
+    assert 0 < living < len(clients)
+    assert "children.crashed: 1\n" in flat_status(gateway)
+
+
+def flat_status(gateway: Gateway) -> str:
+    gateway.write(statefile_type="flat")
+    gateway.signal(signal.SIGHUP)
+    gateway.wait_log("RELOAD:DONE")
+    return gateway.run("-s").stdout
+
+
+def test_workers_that_keep_dying_do_not_keep_the_machine_busy(gateway: Gateway) -> None:
+    gateway.start()
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        for pid in gateway.workers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    crashes = (gateway.home / "log").read_text().count("WORKER:CRASHED")
+    assert 4 <= crashes <= 8
+    gateway.session().close()
+
+
+def test_sessions_end_in_peace_and_a_second_signal_ends_them(gateway: Gateway) -> None:
+    gateway.start()
+    assert gateway.process
+    leaving, staying = gateway.session("127.0.0.1"), gateway.session("127.0.0.3")
+    gateway.signal(signal.SIGTERM)
+    gateway.wait_log("STOP: no more")
+
+    def refused() -> bool:
+        try:
+            gateway.connect().close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    wait_until(refused)
+    assert talks(leaving)
+    leaving.sendall(b"QUIT\r\n")
+    assert leaving.recv(1000) == b"221 Bye\r\n"
+    assert talks(staying)
+    assert gateway.process.poll() is None
+    gateway.signal(signal.SIGTERM)
+    assert gateway.process.wait(10) == 0
+    assert staying.recv(1000) == b""
+
+
+def test_the_end_waits_for_the_last_session_only(gateway: Gateway) -> None:
+    gateway.start()
+    assert gateway.process
+    client = gateway.session()
+    gateway.signal(signal.SIGQUIT)
+    gateway.wait_log("STOP: no more")
+    client.close()
+    assert gateway.process.wait(10) == 0
+
+
+def test_keys_in_the_terminal_do_not_reach_workers(gateway: Gateway) -> None:
+    gateway.start()
+    groups = {os.getpgid(pid) for pid in gateway.workers()}
+    assert os.getpgid(gateway.pid() or 0) not in groups
+
+
+def test_workers_do_not_outlive_the_supervisor(gateway: Gateway) -> None:
+    gateway.start()
+    workers = gateway.workers()
+    gateway.signal(signal.SIGKILL)
+    wait_until(lambda: all(map(ended, workers)))
+
+
+def test_reload(gateway: Gateway) -> None:
+    gateway.start()
+    client = gateway.session()
+    gateway.write(port="1", nonsense="1")
+    assert gateway.run("-r").returncode == 2  # the file is judged before anybody is told
+    gateway.signal(signal.SIGHUP)
+    gateway.wait_log(f"RELOAD:REFUSED {gateway.file}:")
+    del gateway.options["nonsense"]
+    gateway.write(spool_path="/nowhere/at/all")
+    gateway.signal(signal.SIGHUP)
+    gateway.wait_log("RELOAD:REFUSED spool_path")
+    gateway.write(spool_path=f"{gateway.home}/msg", proxy_name="changed.example", max_connections="0")
+    assert gateway.run("-r").returncode == 0
+    gateway.wait_log("a restart is needed before these take effect: port max_connections")
+    gateway.wait_log("RELOAD:DONE")
+    assert talks(client)
+    gateway.write(max_per_host="1", timeout_session="1")
+    gateway.signal(signal.SIGHUP)
+
+    def named() -> bool:
+        with gateway.connect() as refused:
+            return refused.recv(1000).startswith(b"554 changed.example ")
+
+    wait_until(named)
+    assert talks(client)
+
+
+def test_status(gateway: Gateway) -> None:
+    gateway.start()
+    client = gateway.session("127.0.0.7")
+    assert talks(client)
+    shown = gateway.run("-s")
+    assert shown.returncode == 0
+    assert re.search(r"^Children:      1/1/0/0$", shown.stdout, re.MULTILINE)
+    (row,) = shown.stdout.partition("\nslot ")[2].splitlines()[1:]
+    fields = row.split(" ")
+    assert len(fields) == 12
+    assert int(fields[1]) in gateway.workers()
+    assert fields[5].startswith("127.0.0.7:")
+    assert gateway.run("-S").stdout == f"{gateway.home}/run/state\n"
+    assert (gateway.home / "run/state").stat().st_mode & 0o777 == 0o660
+
+
+def test_a_worker_that_hangs_is_shown_as_such(gateway: Gateway) -> None:
+    gateway.start()
+    hung = gateway.workers()[0]
+    os.kill(hung, signal.SIGSTOP)
+    assert f"- {hung} unanswered - " in gateway.run("-s").stdout
+    os.kill(hung, signal.SIGCONT)
+    assert "unanswered" not in gateway.run("-s").stdout
+
+
+def test_systemd_hears_of_it_all(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    systemd.bind(str(gateway.home / "notify"))
+    systemd.settimeout(10)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(gateway.home / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "200000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    gateway.start()
+    assert [systemd.recv(1000) for _ in range(4)] == [b"READY=1", *[b"WATCHDOG=1"] * 3]
+    gateway.signal(signal.SIGHUP)
+    gateway.wait_log("RELOAD:DONE")
+    gateway.signal(signal.SIGTERM)
+    told: list[bytes] = []
+    while told[-1:] != [b"STOPPING=1"]:
+        words = systemd.recv(1000)
+        if words != b"WATCHDOG=1":
+            told.append(words.split(b"\n")[0])
+    assert told == [b"RELOADING=1", b"READY=1", b"STOPPING=1"]
+    systemd.close()
+
+
+def test_privileges_of_workers(gateway: Gateway) -> None:
+    gateway.start()
+    for pid in gateway.workers():
+        status = Path(f"/proc/{pid}/status").read_text()
+        assert "CapEff:\t0000000000000000\n" in status
+        assert "CapBnd:\t0000000000000000\n" in status or os.geteuid() != 0
+        assert "NoNewPrivs:\t1\n" in status
