@@ -17,7 +17,7 @@ check: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/pytest -q -m 'not lab'
+	.venv/bin/pytest -q -m 'not lab' -n 4
 
 test: check
 	.venv/bin/pytest -q -m lab

@@ -1,8 +1,8 @@
 """A client's connection and, once there is one, its server's, from accept to the last byte.
 
-The worker makes a `Connection` for each client it accepts. Who is let in stands in `admission.py`, what is checked in
-`inspection.py`, what is said in `session/`, how bytes travel in `relay.py`; here they meet, within bounded time, and
-the account of it is kept.
+The worker makes a `Connection` for each client it accepts. Who is let in stands in `admission.py`, what is
+checked in `inspection.py`, what is said in `session/`, how bytes travel in `relay.py`; here they meet, within
+bounded time, and the account of it is kept.
 """
 
 import asyncio

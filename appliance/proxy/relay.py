@@ -1,7 +1,7 @@
 """Two sockets and the bytes between them: transports, back-pressure and partings, in bounded memory.
 
-`Connection` builds on this and decides what is said; here nobody knows SMTP. Each side is read only as fast as the other
-takes what was made of it, so that a slow peer costs a few hundred kilobytes whatever it is sent.
+`Connection` builds on this and decides what is said; here nobody knows SMTP. Each side is read only as fast
+as the other takes what was made of it, so that a slow peer costs a few hundred kilobytes whatever it is sent.
 """
 
 import asyncio
