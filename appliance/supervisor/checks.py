@@ -7,6 +7,7 @@ are made here; nothing else is changed. What the files say about each other is j
 import asyncio
 import contextlib
 import os
+import resource
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from appliance import process
 from appliance.config import Config
 from appliance.proxy import scanners
 from appliance.proxy.privileges import Identity, PrivilegeError, identity
+
+_DESCRIPTORS = 64  # of a worker without sessions, generously
+_DESCRIPTORS_OF_SESSION = 5  # client, server, copy, and a scanner's connection or a script's
 
 
 def obstacles(config: Config) -> list[str]:
@@ -29,9 +33,21 @@ def obstacles(config: Config) -> list[str]:
 
 def warnings(config: Config) -> list[str]:
     """Say what works, but hardly as it is meant."""
+    found = []
     if identity(config.set_user, config.set_group).uid == 0:
-        return ["set_user: the workers run as root, so lock files exempt instead of lock; name another user"]
-    return []
+        found.append("set_user: the workers run as root, which breaks locking; name another user")
+    needed, allowed = descriptors(config), resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if allowed != resource.RLIM_INFINITY and allowed < needed:
+        found.append(
+            f"max_connections {config.max_connections}: may need {needed} open files, of which the system "
+            f"allows {allowed}; raise the hard limit (ulimit -Hn, LimitNOFILE=)"
+        )
+    return found
+
+
+def descriptors(config: Config) -> int:
+    """The most files a worker may have open, should all clients be its own."""
+    return _DESCRIPTORS + _DESCRIPTORS_OF_SESSION * config.max_connections
 
 
 def absent_scanners(config: Config) -> tuple[list[str], list[str]]:

@@ -6,6 +6,7 @@ workers, status.
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 import time
@@ -65,12 +66,21 @@ def _start(path: Path, config: Config, log: Log, ready: Callable[[], None] | Non
         log.warning(line)
         if ready:
             print(f"smtp-gated: warning: {line}", file=sys.stderr)
+    _allow_descriptors(checks.descriptors(config))
     pidfile = PidFile(config.pidfile)
     try:
         asyncio.run(Supervisor(path, config, log, stderr=stderr).run(ready or (lambda: None)))
     finally:
         pidfile.remove()
     return 0
+
+
+def _allow_descriptors(needed: int) -> None:
+    """Let this process, and so its workers, open that many files, or as many as the hard limit has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _stderr_is_journal() -> bool:

@@ -7,6 +7,7 @@ again on the same listener; its sessions are lost, no others. What a worker does
 import asyncio
 import contextlib
 import socket
+import subprocess
 from collections.abc import Sequence
 
 from appliance.config import Config
@@ -91,26 +92,34 @@ class Workers:
     async def _keep(self, index: int, listener: socket.socket, started: asyncio.Future[str]) -> None:
         """Keep a worker on a listener; `started` gets "", or the reason why the very first does not serve."""
         quick = 0
+        why = ""
         while not self._ending.is_set():
-            worker = self._current[index] = Worker(
-                index, listener, self._board.fd, lambda: _settle(started, "")
-            )
-            worker.tell("start", config=self._text, version=version(), stderr=self._stderr)
-            await worker.attend()
-            del self._current[index]
-            self._board.forget_sessions(index)
+            why, served = await self._live(index, listener, started)
             if not started.done():
                 break
-            if worker.why:
-                self._report(index, worker)
-            quick = quick + 1 if worker.served() < _TOO_SOON else 0
+            quick = quick + 1 if served < _TOO_SOON else 0
             await self._pause(min(_LONGEST_PAUSE, 2.0 ** (quick - 2)) if quick > 1 else 0.0)
-        _settle(started, "" if self._ending.is_set() else worker.why)
+        _settle(started, "" if self._ending.is_set() else why)
 
-    def _report(self, index: int, worker: Worker) -> None:
-        self.crashed += 1
-        self.bugs += worker.misbehaved
-        self._log.crit("WORKER:CRASHED", worker=index, pid=worker.pid, why=worker.why)
+    async def _live(
+        self, index: int, listener: socket.socket, started: asyncio.Future[str]
+    ) -> tuple[str, float]:
+        """See one worker through its life; give why it ended unasked, and the seconds that it served."""
+        try:
+            worker = Worker(index, listener, self._board.fd, lambda: _settle(started, ""))
+        except (OSError, subprocess.SubprocessError) as error:  # no memory, too many processes
+            self._log.crit("WORKER:CRASHED", worker=index, why=error)
+            return str(error), 0.0
+        self._current[index] = worker
+        worker.tell("start", config=self._text, version=version(), stderr=self._stderr)
+        await worker.attend()
+        del self._current[index]
+        self._board.forget_sessions(index)
+        if worker.why and started.done():
+            self.crashed += 1
+            self.bugs += worker.misbehaved
+            self._log.crit("WORKER:CRASHED", worker=index, pid=worker.pid, why=worker.why)
+        return worker.why, worker.served()
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

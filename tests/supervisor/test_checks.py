@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import resource
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -75,6 +76,15 @@ def test_unknown_users() -> None:
 def test_workers_as_root_are_warned_of() -> None:
     assert "run as root" in warnings(Config())[0]
     assert warnings(Config({"set_user": "nobody"})) == []
+
+
+def test_a_limit_of_open_files_that_is_too_low(monkeypatch: pytest.MonkeyPatch) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    many = Config({"max_connections": hard, "set_user": "nobody"})
+    (told,) = warnings(many)
+    assert told.startswith(f"max_connections {hard}: may need {64 + 5 * hard} open files")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
+    assert warnings(many) == []
 
 
 def test_an_absent_virus_scanner_is_an_obstacle_unless_errors_are_ignored(home: Path) -> None:

@@ -345,6 +345,18 @@ def test_systemd_hears_of_it_all(gateway: Gateway, monkeypatch: pytest.MonkeyPat
     systemd.close()
 
 
+def test_workers_may_open_as_many_files_as_the_sessions_need(gateway: Gateway) -> None:
+    gateway.write(max_connections="700")
+    with (gateway.home / "log").open("w") as log:
+        limited = ["prlimit", "--nofile=256:3000", PROGRAM, "-f", str(gateway.file)]
+        gateway.process = subprocess.Popen(limited, stderr=log, text=True)
+    gateway.wait_log("START ")
+    assert "max_connections 700: may need 3564 open files" in (gateway.home / "log").read_text()
+    for pid in gateway.workers():
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        assert re.search(r"Max open files +3000 +3000", limits)
+
+
 def test_privileges_of_workers(gateway: Gateway) -> None:
     gateway.start()
     for pid in gateway.workers():
