@@ -170,7 +170,7 @@ class Inspection:
             self._copy = None
         if self._config.ignore_errors:
             return None
-        return Verdict(Action.TAKEOVER, 451, "5.3.1", f"{self._config.proxy_name} {text}")
+        return Verdict(Action.TAKEOVER, 451, "5.3.1", text)
 
     def _scanner_of_virus(self) -> Scanner | None:
         skipped = "antivir" in self._config.auth_skip and self._connection.auth & AUTH_ACCEPTED
@@ -214,7 +214,7 @@ class Inspection:
             self._keep_on("error", copy)
             if config.ignore_errors:
                 return None
-            return Verdict(Action.TAKEOVER, 550, "", f"{config.proxy_name} {config.msg_scanner_failed}")
+            return Verdict(Action.TAKEOVER, 550, "", config.msg_scanner_failed)
         return self._virus_found(copy, found.name or config.msg_unknown_virus, details)
 
     def _virus_found(self, copy: Spool, name: str, details: dict[str, object]) -> Verdict:
@@ -224,8 +224,7 @@ class Inspection:
         kept = self._keep_on("virus", copy)
         events.report(self._connection, "virus", "VIRUS", f"VIRUS {name}", virus_name=name, spool_name=kept)
         text = f"{config.proxy_name} {config.msg_virus_found} ({name})"
-        reason = config.msg_virus_no_more
-        return Verdict(Action.TAKEOVER, 550, "5.7.1", text, reason)
+        return Verdict(Action.TAKEOVER, 550, "5.7.1", text, config.msg_virus_no_more)
 
     async def _spam(self, copy: Spool) -> Verdict | None:
         config, log, who = self._config, self._service.log, self._connection.who()
@@ -261,8 +260,7 @@ class Inspection:
         events.report(
             self._connection, "spam", "SPAM", f"SPAM {score}", spam_score=found.score, spool_name=kept
         )
-        text = f"{config.proxy_name} {config.msg_spam_found} [{score}]"
-        return Verdict(Action.TAKEOVER, 550, "5.7.1", text)
+        return Verdict(Action.TAKEOVER, 550, "5.7.1", f"{config.msg_spam_found} [{score}]")
 
     def _locked(self) -> Verdict:
         """Look once more: another session of the same client may have been caught meanwhile."""
@@ -270,7 +268,7 @@ class Inspection:
         if connection.locked() is None:
             return PASS
         self._service.log.notice("LOCK:LOCKED", **connection.who())
-        return Verdict(Action.HANGUP, 451, "4.4.0", f"{config.proxy_name} {config.msg_virus_locked}")
+        return Verdict(Action.HANGUP, 451, "4.4.0", config.msg_virus_locked)
 
     def _keep_on(self, event: str, copy: Spool) -> str:
         return self._keep(copy) if {event, "always"} & self._config.spool_leave_on else ""
