@@ -27,7 +27,7 @@ from appliance.proxy.scoreboard import Scoreboard
 from appliance.proxy.service import Service
 from appliance.proxy.spool import sweep
 
-_ORDER_MAX = 1 << 20
+_ORDER_MAX = 8 << 20  # bytes; a configuration file has 1 MiB at most, JSON makes it longer
 
 
 class Worker:
