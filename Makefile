@@ -10,7 +10,7 @@ setup: .venv/.ready
 	@missing=$$(for p in $(APT); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
 	if [ -n "$$missing" ]; then apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing; fi
 	/usr/bin/python3 -m venv --system-site-packages .venv
-	$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[lab]'
+	$(PYTHON) -m pip install -q --disable-pip-version-check --use-pep517 -e '.[lab]'
 	@touch $@
 
 check: setup

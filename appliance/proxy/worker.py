@@ -9,7 +9,9 @@ import argparse
 import asyncio
 import gc
 import heapq
+import importlib
 import json
+import pkgutil
 import socket
 import sys
 import traceback
@@ -17,12 +19,11 @@ import traceback
 import uvloop
 
 from appliance import process
-from appliance.config import ConfigError, parse
+from appliance.config import parse
 from appliance.log import Log
-from appliance.proxy import privileges
+from appliance.proxy import lookup, privileges, scanners
 from appliance.proxy.clients import Clients
 from appliance.proxy.connection import Connection
-from appliance.proxy.privileges import PrivilegeError
 from appliance.proxy.scoreboard import Scoreboard
 from appliance.proxy.service import Service
 from appliance.proxy.spool import sweep
@@ -79,8 +80,8 @@ class Worker:
         try:
             while line := await reader.readline():
                 await self._obey(json.loads(line))
-        except (PrivilegeError, OSError, ConfigError, ValueError) as error:
-            self._say({"is": "failed", "why": str(error)})
+        except Exception as error:  # whatever it was, the supervisor has to hear of it
+            self._say({"is": "failed", "why": str(error) or type(error).__name__})
         self._done.set()
 
     async def _obey(self, order: dict[str, object]) -> None:
@@ -103,6 +104,7 @@ class Worker:
     async def _start(self, text: str, *, stderr: bool) -> None:
         config = parse(text)
         self.log = Log(config.log_level, config.log_facility, stderr=stderr)
+        _import_all()
         privileges.drop(config.set_user, config.set_group, keep_net_raw=config.mode.startswith("tproxy"))
         self.loop.set_exception_handler(self._bug)
         self.service = Service(config, self.log, self._board, self._clients)
@@ -129,6 +131,13 @@ class Worker:
         self.log.crit(
             "BUG", what=context.get("message"), where=" | ".join(line.strip() for line in where[-4:])
         )
+
+
+def _import_all() -> None:
+    """Import what is otherwise loaded on demand: the gateway's user may not be able to read our files."""
+    for package in (lookup, scanners):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
 
 
 def main() -> int:
