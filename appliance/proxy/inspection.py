@@ -61,8 +61,6 @@ class Inspection:
         """Give the header that tells the server where the message comes from (nat_header)."""
         config, connection = self._config, self._connection
         name = self._name()
-        if self._copy:
-            self._spool_header(self._copy)
         if config.nat_header_type == "none":
             return b""
         if config.nat_header_type == "ip-only":
@@ -147,21 +145,21 @@ class Inspection:
                 self._service.spool_limit,
                 self._service.spool_named,
             )
+            # Here rather than when the server has said 354: a disk too full for it refuses the message.
+            self._copy.header(self._spool_header())
         except OSError as error:
             return self._spool_failed(error, config.msg_spool_open_fail) or PASS
         return PASS
 
-    def _spool_header(self, copy: Spool) -> None:
+    def _spool_header(self) -> bytes:
+        """The copy's first line: where the message that is about to begin comes from."""
         connection = self._connection
-        number = connection.session.transactions if connection.session else 0
+        number = connection.session.transactions + 1 if connection.session else 0
         line = (
             f"{self._config.spool_header}: src={connection.client}, ident={connection.ident},"
             f" dst={connection.target}, trns={number}\r\n"
         )
-        try:
-            copy.header(line.encode())
-        except OSError as error:
-            self._service.log.err("SPOOL:FAILED", **connection.who(), why=error)
+        return line.encode()
 
     def _spool_failed(self, error: OSError, text: str) -> Verdict | None:
         self._service.log.err("SPOOL:FAILED", **self._connection.who(), why=error)

@@ -14,7 +14,7 @@ from typing import Self
 
 from lab.gateway import Gateway
 from lab.host import Host
-from lab.process import wait_until
+from lab.process import LabError, wait_until
 
 SENDER, RECIPIENT = "<sender@client.test>", "<alice@example.test>"
 BODY = "Subject: scripted\r\n\r\nSee you at noon.\r\n"
@@ -249,10 +249,23 @@ class Quiet:
 
     def restored(self, timeout: float = 8) -> None:
         """Wait until there is no session, no open file too many and no message's copy; LabError otherwise."""
-        wait_until(lambda: not self._left(), timeout, "an idle gateway", 0.05)
+        left: list[str] = []
 
-    def _left(self) -> list[object]:
-        more = [pid for pid, count in self._files.items() if descriptors(pid) > count]
+        def idle() -> bool:
+            left[:] = self._left()
+            return not left
+
+        try:
+            wait_until(idle, timeout, "an idle gateway", 0.05)
+        except LabError as error:
+            raise LabError(f"{error}; left are {left}") from None
+
+    def _left(self) -> list[str]:
         status = self._gateway.status()
-        gauge = status.partition("Children:")[2].split("/")[0].strip()
-        return [*more, *sessions(status), *self._gateway.spool.iterdir(), *([gauge] if gauge != "0" else [])]
+        count = status.partition("Children:")[2].split("/")[0].strip()
+        return [
+            *(f"files of {pid}" for pid, before in self._files.items() if descriptors(pid) > before),
+            *([f"{count} sessions"] if count != "0" else []),
+            *sessions(status),
+            *map(str, self._gateway.spool.iterdir()),
+        ]
