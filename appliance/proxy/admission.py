@@ -1,33 +1,37 @@
 """Who is let in: the checks on a new connection, in their order, and the way to its server.
 
-Limits, load and locks are looked at before anything is spent on a client; then the destination is found,
-checked and connected to. The connection calls `refusal` and `connect`, and is told the outcome.
+Limits, load and locks are looked at before anything is spent on a client; then the destination is found and
+checked. The connection calls these and does the connecting and the talking.
 """
 
-import asyncio
 import os
 import socket
-from typing import TYPE_CHECKING
 
 from appliance.proxy import events
 from appliance.proxy.lookup import LookupFailure, Route
 from appliance.proxy.scoreboard import Counter
-
-if TYPE_CHECKING:
-    from appliance.proxy.connection import Connection
+from appliance.proxy.visit import Visit
 
 _IP_TRANSPARENT = 19
 _IP_BIND_ADDRESS_NO_PORT = 24
 _IPV6_TRANSPARENT = 75
 
 
-def refusal(connection: "Connection") -> str | None:
+class Refused(Exception):
+    """The client is turned away with one line; the text says why."""
+
+
+class Unreachable(Exception):
+    """There is no way to the server; the text tells the client why."""
+
+
+def refusal(visit: Visit) -> str | None:
     """Say why a new client is turned away; None when it may stay. Counts it in any case."""
-    service, config, board = connection.service, connection.service.config, connection.service.board
+    service, config, board = visit.service, visit.service.config, visit.service.board
     board.add(Counter.REQUESTS)
     sessions = board.opened()
-    log, who = service.log, connection.who()
-    log.debug("ACCEPT", **who, on=connection.local)
+    log, who = service.log, visit.who()
+    log.debug("ACCEPT", **who, on=visit.local)
     if config.max_connections and sessions > config.max_connections:
         board.add(Counter.REJECT_OTHER)
         log.warning("REJECT:MAX_CONNECTIONS", **who, sessions=sessions)
@@ -36,71 +40,66 @@ def refusal(connection: "Connection") -> str | None:
         board.add(Counter.REJECT_OTHER)
         log.warning("REJECT:LOAD", **who, load=f"{service.load():.2f}")
         return config.msg_system_load
-    if config.max_per_host and service.clients.sessions(connection.client.address) > config.max_per_host:
+    if config.max_per_host and service.clients.sessions(visit.client.address) > config.max_per_host:
         board.add(Counter.REJECT_HOST)
         log.notice("REJECT:MAX_HOST", **who)
-        events.report(connection, "maxhost", "MAX_HOST", "MAX_HOST too many sessions at a time")
+        events.report(visit, "maxhost", "MAX_HOST", "MAX_HOST too many sessions at a time")
         return config.msg_max_per_host
-    if connection.locked():
+    if visit.locked():
         board.add(Counter.REJECT_LOCK)
         log.notice("LOCK:LOCKED", **who)
         return config.msg_virus_locked
     return None
 
 
-async def connect(connection: "Connection") -> None:
-    """Find the server a client meant and connect to it; the client is told when that fails."""
-    service, config = connection.service, connection.service.config
+async def route(visit: Visit, accepted: socket.socket) -> Route:
+    """Find where a client meant to go. Raises Unreachable, or Refused for a way that leads back."""
+    service, config = visit.service, visit.service.config
     try:
-        route = await service.lookup.find(connection.accepted, connection.client, connection.local)
+        found = await service.lookup.find(accepted, visit.client, visit.local)
     except LookupFailure as failure:
         service.board.add(Counter.REJECT_OTHER)
-        service.log.err("LOOKUP:FAILED", **connection.who(), why=failure)
-        connection.unreachable(f"{config.msg_lookup_failed} ({failure})")
-        return
-    connection.route = route
-    target = route.destination
+        service.log.err("LOOKUP:FAILED", **visit.who(), why=failure)
+        raise Unreachable(f"{config.msg_lookup_failed} ({failure})") from None
+    target = found.destination
     if not config.mode.startswith("fixed") and (
-        target.address == connection.client.address or service.is_own(target)
+        target.address == visit.client.address or service.is_own(target)
     ):
         service.board.add(Counter.REJECT_OTHER)
-        service.log.err("REJECT:LOOP", **connection.who(), dst=target)
-        connection.refuse(config.msg_loop_avoidance)
-        return
-    service.log.info("NEW", **connection.who(), dst=target, on=connection.local)
-    connection.state = "connect"
-    try:
-        async with asyncio.timeout(config.timeout_connect or None):
-            await connection.open_server(_outgoing(connection, route), target)
-    except TimeoutError:
-        service.log.notice("CONNECT:TIMEOUT", **connection.who(), dst=target)
-        connection.unreachable(f"{config.msg_connect_timeout} ({target})")
-    except OSError as error:
-        service.log.notice("CONNECT:FAILED", **connection.who(), dst=target, why=error.strerror)
-        connection.unreachable(f"{config.msg_cannot_connect} ({target}: {_reason(error)})")
+        service.log.err("REJECT:LOOP", **visit.who(), dst=target)
+        raise Refused(config.msg_loop_avoidance)
+    service.log.info("NEW", **visit.who(), dst=target, on=visit.local)
+    return found
 
 
-def _reason(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno else str(error)
+def unreachable(visit: Visit, error: OSError) -> Unreachable:
+    """Make the exception for a failed connect; a TimeoutError without errno is that of timeout_connect."""
+    config, log, who = visit.service.config, visit.service.log, visit.who()
+    if isinstance(error, TimeoutError) and not error.errno:
+        log.notice("CONNECT:TIMEOUT", **who, dst=visit.target)
+        return Unreachable(f"{config.msg_connect_timeout} ({visit.target})")
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    log.notice("CONNECT:FAILED", **who, dst=visit.target, why=reason)
+    return Unreachable(f"{config.msg_cannot_connect} ({visit.target}: {reason})")
 
 
-def _outgoing(connection: "Connection", route: Route) -> socket.socket:
+def outgoing(visit: Visit, route: Route) -> socket.socket:
     """Make the socket towards the server, in the client's name where the mode wants that. Raises OSError."""
     six = ":" in route.destination.address
     made = socket.socket(
         socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
     )
     try:
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         source = ""
         if route.as_client:
-            source = connection.client.address
-            made.setsockopt(
-                socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP,
-                _IPV6_TRANSPARENT if six else _IP_TRANSPARENT,
-                1,
+            source = visit.client.address
+            level, option = (
+                (socket.IPPROTO_IPV6, _IPV6_TRANSPARENT) if six else (socket.IPPROTO_IP, _IP_TRANSPARENT)
             )
-        elif not (outgoing := connection.service.config.outgoing_addr).is_unspecified:
-            source = str(outgoing) if (outgoing.version == 6) == six else ""
+            made.setsockopt(level, option, 1)
+        elif not (address := visit.service.config.outgoing_addr).is_unspecified:
+            source = str(address) if (address.version == 6) == six else ""
         if source:
             # The port is chosen at connect, where it need only differ for the same server. The client's own
             # port would collide with the intercepted connection in connection tracking.

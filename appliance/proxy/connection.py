@@ -6,23 +6,23 @@ bounded time, and the account of it is kept.
 """
 
 import asyncio
+import heapq
 import socket
 import time
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Iterator
+from typing import cast
 
 from appliance.proxy import admission
 from appliance.proxy.inspection import Inspection
 from appliance.proxy.lookup import Endpoint, Route
 from appliance.proxy.relay import Relay, ServerSide
 from appliance.proxy.scoreboard import Counter
+from appliance.proxy.service import Service
 from appliance.proxy.session import Gate, Phase, Session, Verdict
 from appliance.proxy.session.reply import reply
 from appliance.proxy.session.state import AUTH_ACCEPTED, AUTH_OFFERED
 from appliance.proxy.session.xclient import ClientOrigin
-
-if TYPE_CHECKING:
-    from appliance.proxy.locks import Lock
-    from appliance.proxy.worker import Worker
+from appliance.proxy.visit import Visit
 
 _STATES = {
     Phase.BODY: "data",
@@ -33,109 +33,144 @@ _STATES = {
 }
 
 
+class Connections:
+    """The open connections of a worker, each with a number; `last_left` is called when none is left."""
+
+    def __init__(self, last_left: Callable[[], None]) -> None:
+        self._open: set[Connection] = set()
+        self._free: list[int] = []
+        self._numbers = 0
+        self._last_left = last_left
+
+    def __iter__(self) -> Iterator["Connection"]:
+        return iter(tuple(self._open))
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def enter(self, connection: "Connection") -> int:
+        """Take a connection in and give it the lowest free number."""
+        self._open.add(connection)
+        if self._free:
+            return heapq.heappop(self._free)
+        self._numbers += 1
+        return self._numbers - 1
+
+    def leave(self, connection: "Connection") -> None:
+        """Let a connection go, and its number with it."""
+        self._open.discard(connection)
+        heapq.heappush(self._free, connection.slot)
+        if not self._open:
+            self._last_left()
+
+
 class Connection(Relay):
     """One client. Implements the session's `Effects`."""
 
-    def __init__(self, worker: "Worker") -> None:
-        super().__init__(worker.loop)
-        self._worker = worker
-        self.service = worker.service
-        self.slot = worker.next_slot()
-        self.since = time.time()
-        self.session: Session | None = None
-        self.route: Route | None = None
-        self.state = "start"  # the status file's word for where it stands, until there is a session
-        self._inspection = Inspection(self)
+    def __init__(self, loop: asyncio.AbstractEventLoop, service: Service, connections: Connections) -> None:
+        super().__init__(loop)
+        self._service = service
+        self._connections = connections
+        self.slot: int
+        self._visit: Visit
+        self._inspection: Inspection
+        self._session: Session | None = None
         self._admission: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._admitted = False
         self._was_direct = False
         self._by = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client was accepted: let it in, or tell it why not."""
         self.client_accepted(transport)
-        self.client = _endpoint(transport.get_extra_info("peername"))
-        self.local = _endpoint(transport.get_extra_info("sockname"))
-        self._worker.connections.add(self)
-        self.service.clients.opened(self.client.address)
-        refusal = admission.refusal(self)
+        client = _endpoint(transport.get_extra_info("peername"))
+        self._visit = Visit(self._service, client, _endpoint(transport.get_extra_info("sockname")))
+        self._inspection = Inspection(self._visit, self.resume)
+        self._service.clients.opened(client.address)
+        self.slot = self._connections.enter(self)
+        refusal = admission.refusal(self._visit)
         if refusal is None:
-            self._admitted = True
-            self._admission = self._loop.create_task(admission.connect(self))
+            self._admission = self._loop.create_task(self._admit())
         else:
-            self.refuse(refusal)
+            self._refuse(refusal)
 
     def connection_lost(self, _error: Exception | None) -> None:
         """The client is gone."""
         self.finish("client")
-        self._worker.left(self)
+        self._connections.leave(self)
 
-    def refuse(self, text: str) -> None:
+    async def _admit(self) -> None:
+        try:
+            accepted = cast("socket.socket", self._client.get_extra_info("socket"))
+            self._visit.route = await admission.route(self._visit, accepted)
+            await self._open_server(self._visit.route)
+        except admission.Refused as refused:
+            self._refuse(str(refused))
+        except admission.Unreachable as unreachable:
+            session = self._begin_session(None)
+            self._resume_client()
+            session.greet_and_take_over(str(unreachable))
+
+    async def _open_server(self, route: Route) -> None:
+        """Connect to the server, within timeout_connect; raises Unreachable."""
+        outgoing: socket.socket | None = None
+        try:
+            async with asyncio.timeout(self._service.config.timeout_connect or None):
+                outgoing = admission.outgoing(self._visit, route)
+                await self._loop.sock_connect(outgoing, (route.destination.address, route.destination.port))
+                await self._loop.create_connection(lambda: ServerSide(self), sock=outgoing)
+        except BaseException as error:
+            if outgoing:
+                outgoing.close()
+            if isinstance(error, OSError):
+                raise admission.unreachable(self._visit, error) from None
+            raise
+
+    def _refuse(self, text: str) -> None:
         """Turn the client away with one line."""
         self._admission = None
-        self.to_client(reply(554, "", f"{self.service.config.proxy_name} {text}"))
+        self.to_client(reply(554, "", f"{self._service.config.proxy_name} {text}"))
         self.close_client()
-
-    @property
-    def accepted(self) -> socket.socket:
-        """The client's socket, for options that only the kernel knows."""
-        return cast("socket.socket", self._client.get_extra_info("socket"))
-
-    async def open_server(self, outgoing: socket.socket, target: Endpoint) -> None:
-        """Connect to the server; raises OSError."""
-        try:
-            outgoing.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await self._loop.sock_connect(outgoing, (target.address, target.port))
-            await self._loop.create_connection(lambda: ServerSide(self), sock=outgoing)
-        except BaseException:
-            outgoing.close()
-            raise
 
     def server_reached(self) -> None:
         """The session begins."""
         origin = None
-        if self.service.settings.mask_xclient:
-            origin = ClientOrigin(self.client.address, self.client.port, self.local.address, self.local.port)
+        if self._service.settings.mask_xclient:
+            client, local = self._visit.client, self._visit.local
+            origin = ClientOrigin(client.address, client.port, local.address, local.port)
         self._begin_session(origin)
-
-    def unreachable(self, reason: str) -> None:
-        """There is no server: greet in its place and play it."""
-        session = self._begin_session(None)
-        self._resume_client()
-        session.greet_and_take_over(reason)
 
     def _begin_session(self, origin: ClientOrigin | None) -> Session:
         self._admission = None
-        self.session = Session(self.service.settings, self, origin)
-        self._arm(self.service.config.timeout_idle)
-        return self.session
+        self._session = self._visit.session = Session(self._service.settings, self, origin)
+        self._arm(self._service.config.timeout_idle)
+        return self._session
 
     def client_said(self, data: bytes) -> None:
         """Hand the client's bytes to the session."""
-        assert self.session
-        self.session.client_data(data)
+        assert self._session
+        self._session.client_data(data)
 
     def server_said(self, data: bytes) -> None:
         """Hand the server's bytes to the session."""
-        assert self.session
-        self.session.server_data(data)
+        assert self._session
+        self._session.server_data(data)
 
     def client_hung_up(self) -> None:
         """Tell the session; it may still have answers for the client."""
         self._note_end("client")
-        if self.session:
-            self.session.client_eof()
+        if self._session:
+            self._session.client_eof()
 
     def server_hung_up(self) -> None:
         """Tell the session, unless it has parted from the server itself."""
-        if self.session and self.session.phase is not Phase.TAKEN:
+        if self._session and self._session.phase is not Phase.TAKEN:
             self._note_end("server")
-            self.session.server_eof()
+            self._session.server_eof()
 
     def backlog(self) -> int:
         """Give the number of bytes the session has not dealt with."""
-        return self.session.backlog if self.session else 0
+        return self._session.backlog if self._session else 0
 
     def ask(self, gate: Gate, subject: bytes) -> Verdict | None:
         """Ask the checks of a gate."""
@@ -160,16 +195,16 @@ class Connection(Relay):
     def direct(self) -> None:
         """Relay both ways without looking from here on."""
         self._direct = self._was_direct = True
-        self.service.board.add(Counter.DIRECT)
-        self._arm(self.service.config.timeout_direct)
+        self._service.board.add(Counter.DIRECT)
+        self._arm(self._service.config.timeout_direct)
         self.regulate()
 
     def taken_over(self, reason: str) -> None:
         """The session plays server: it has timeout_session for that."""
-        if self.session and self.session.pipeline_overflow:
-            self.service.board.add(Counter.PIPELINE)
-        self.service.log.notice("SESSION TAKEOVER", **self.who(), reason=reason)
-        self._arm(self.service.config.timeout_session)
+        if self._session and self._session.pipeline_overflow:
+            self._service.board.add(Counter.PIPELINE)
+        self._service.log.notice("SESSION TAKEOVER", **self._visit.who(), reason=reason)
+        self._arm(self._service.config.timeout_session)
 
     def close_client(self) -> None:
         """Part from the client, who may take its time to hear the last words."""
@@ -178,8 +213,8 @@ class Connection(Relay):
 
     def resume(self, verdict: Verdict) -> None:
         """Hand a late verdict to the session."""
-        if self.session and not self._ended:
-            self.session.resume(verdict)
+        if self._session and not self._ended:
+            self._session.resume(verdict)
             if not self._reading_client:
                 self.regulate()
 
@@ -198,32 +233,30 @@ class Connection(Relay):
         for running in (self._timer, self._admission):
             if running:
                 running.cancel()
-        if self.session:
-            self.session.end()
+        if self._session:
+            self._session.end()
         self.close_server()
-        self.service.clients.closed(self.client.address)
-        self.service.board.closed()
-        self._worker.free_slot(self.slot)
-        if self._admitted:
-            self._log_end()
+        self._service.clients.closed(self._visit.client.address)
+        self._service.board.closed()
+        if self._session:
+            self._log_end(self._session)
 
     def _note_end(self, by: str) -> None:
         """Note who ended it, for the log; the first one counts."""
         self._by = self._by or by
 
-    def _log_end(self) -> None:
-        session = self.session
-        if session and not session.commands and not self._was_direct:
-            self.service.board.add(Counter.EMPTY)
-        self.service.log.info(
+    def _log_end(self, session: Session) -> None:
+        if not session.commands and not self._was_direct:
+            self._service.board.add(Counter.EMPTY)
+        self._service.log.info(
             "CLOSE:DIRECT" if self._was_direct else "CLOSE",
             by=self._by,
             rcv=f"{self.client_bytes}/{self.server_bytes}",
-            trns=session.transactions if session else 0,
-            rcpts=session.recipients if session else 0,
-            auth=self.auth,
-            time=f"{time.time() - self.since:.0f}",
-            **self.who(),
+            trns=session.transactions,
+            rcpts=session.recipients,
+            auth=session.auth,
+            time=f"{time.time() - self._visit.since:.0f}",
+            **self._visit.who(),
         )
 
     def _arm(self, seconds: float) -> None:
@@ -233,7 +266,7 @@ class Connection(Relay):
 
     def _tick(self) -> None:
         """Nothing is timed for each byte: the timer looks back when it fires."""
-        session, config = self.session, self.service.config
+        session, config = self._session, self._service.config
         if session and session.phase is Phase.TAKEN:
             self._note_end("timeout")
             session.expire()
@@ -247,42 +280,21 @@ class Connection(Relay):
         else:
             self.end("timeout")
 
-    def locked(self) -> "Lock | None":
-        """The lock in force on this client."""
-        return self.service.locks.find(self.client.address)
-
-    @property
-    def auth(self) -> int:
-        """The session's authentication bits."""
-        return self.session.auth if self.session else 0
-
-    @property
-    def target(self) -> Endpoint | None:
-        """The mail server, once it is known."""
-        return self.route.destination if self.route else None
-
-    @property
-    def ident(self) -> str:
-        """Who is behind the client's address, where the mode can tell."""
-        return self.route.ident if self.route else ""
-
-    def who(self) -> dict[str, object]:
-        """The fields that every log line about this session carries."""
-        return {"src": self.client, "ident": self.ident}
-
     def row(self) -> list[object]:
-        """This session's row of the status file."""
-        session, auth = self.session, self.auth
-        state = self.state
+        """This connection's row of the status file."""
+        visit, session = self._visit, self._session
+        state, flags, transactions = "connect" if visit.route else "ident", "", 0
         if session:
             begun = "helo" if session.commands else "pre"
             state = self._inspection.scanning or _STATES.get(session.phase, begun)
-        flags = ("a" if auth & AUTH_OFFERED else "") + ("A" if auth & AUTH_ACCEPTED else "")
-        rate = (self.client_bytes + self.server_bytes) * 8 / 1000 / max(time.time() - self.since, 1)
+            flags = ("a" if session.auth & AUTH_OFFERED else "") + (
+                "A" if session.auth & AUTH_ACCEPTED else ""
+            )
+            transactions = session.transactions
+        rate = (self.client_bytes + self.server_bytes) * 8 / 1000 / max(time.time() - visit.since, 1)
         return [
-            *(self.slot, state, flags or "-", int(self.since), str(self.client), str(self.target or "-")),
-            *(session.transactions if session else 0, self.client_bytes, self.server_bytes),
-            *(round(rate), self.ident or "-"),
+            *(self.slot, state, flags or "-", int(visit.since), str(visit.client), str(visit.target or "-")),
+            *(transactions, self.client_bytes, self.server_bytes, round(rate), visit.ident or "-"),
         ]
 
 

@@ -5,16 +5,12 @@ Checks and admission report events here; how a lock is kept is `locks.py`'s busi
 `action.py`'s.
 """
 
-from typing import TYPE_CHECKING
-
 from appliance.proxy.action import Event
-
-if TYPE_CHECKING:
-    from appliance.proxy.connection import Connection
+from appliance.proxy.visit import Visit
 
 
 def report(
-    connection: "Connection",
+    visit: Visit,
     name: str,
     found: str,
     cause: str,
@@ -28,37 +24,37 @@ def report(
 
     The script runs once for a lock, when it is made; where this event locks nobody, each time.
     """
-    service, config = connection.service, connection.service.config
+    service, config = visit.service, visit.service.config
     lock_file = ""
     if config.lock_duration and name in config.lock_on:
         try:
-            made = service.locks.create(connection.client.address, connection.ident, cause)
+            made = service.locks.create(visit.client.address, visit.ident, cause)
         except OSError as error:
-            service.log.err("LOCK:FAILED", src=connection.client.address, why=error)
+            service.log.err("LOCK:FAILED", src=visit.client.address, why=error)
             made = None
         if made is None:
             return
         lock_file = str(made)
         service.log.notice(
-            "LOCK:CREATED", lock=lock_file, src=connection.client.address, ident=connection.ident, cause=cause
+            "LOCK:CREATED", lock=lock_file, src=visit.client.address, ident=visit.ident, cause=cause
         )
     if service.script is None:
         return
-    session = connection.session
-    target = connection.target
+    session = visit.session
+    target = visit.target
     service.script.run(
         Event(
             proxy_name=config.proxy_name,
             found=found,
             virus_name=virus_name,
             spam_score=spam_score,
-            source_ip=connection.client.address,
-            source_port=connection.client.port,
+            source_ip=visit.client.address,
+            source_port=visit.client.port,
             target_ip=target.address if target else "",
             target_port=target.port if target else 0,
-            local_ip=connection.local.address,
-            local_port=connection.local.port,
-            ident=connection.ident,
+            local_ip=visit.local.address,
+            local_port=visit.local.port,
+            ident=visit.ident,
             ident_count=0,
             helo=_text(session.helo) if session else "",
             mail_from=_text(session.mail_from) if session else "",
@@ -69,7 +65,7 @@ def report(
             spool_name=spool_name,
             lock_file=lock_file,
             lock_duration=config.lock_duration,
-            unixtime=int(connection.since),
+            unixtime=int(visit.since),
         )
     )
 

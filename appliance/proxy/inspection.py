@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import os
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from appliance.log import plain
 from appliance.proxy import events
@@ -19,20 +19,19 @@ from appliance.proxy.scoreboard import Counter
 from appliance.proxy.session import PASS, Action, Gate, Verdict
 from appliance.proxy.session.state import AUTH_ACCEPTED, AUTH_OFFERED
 from appliance.proxy.spool import Spool
-
-if TYPE_CHECKING:
-    from appliance.proxy.connection import Connection
+from appliance.proxy.visit import Visit
 
 _serial = itertools.count(1)
 
 
 class Inspection:
-    """What is known of the session's mail, and the verdicts on it."""
+    """What is known of a visitor's mail, and the verdicts on it; late ones go to `resume`."""
 
-    def __init__(self, connection: "Connection") -> None:
-        self._connection = connection
-        self._service = connection.service
-        self._config = connection.service.config
+    def __init__(self, visit: Visit, resume: Callable[[Verdict], None]) -> None:
+        self._visit = visit
+        self._resume = resume
+        self._service = visit.service
+        self._config = visit.service.config
         self._id = ""
         self._copy: Spool | None = None
         self._scan: asyncio.Task[None] | None = None
@@ -52,22 +51,22 @@ class Inspection:
             case Gate.REPLY_RCPT:
                 self._log_address("RCPT TO: ", self._config.log_rcpt_to, subject)
             case Gate.HELO:
-                self._service.log.info("HELO/EHLO", **self._connection.who(), helo=subject)
+                self._service.log.info("HELO/EHLO", **self._visit.who(), helo=subject)
             case Gate.EARLY:
                 return self._early()
         return PASS
 
     def begin_message(self) -> bytes:
         """Give the header that tells the server where the message comes from (nat_header)."""
-        config, connection = self._config, self._connection
+        config, visit = self._config, self._visit
         name = self._name()
         if config.nat_header_type == "none":
             return b""
         if config.nat_header_type == "ip-only":
-            return f"{config.nat_header}: {connection.client.address}\r\n".encode()
-        ident = f"ident {connection.ident}" if connection.ident else "ident-empty"
+            return f"{config.nat_header}: {visit.client.address}\r\n".encode()
+        ident = f"ident {visit.ident}" if visit.ident else "ident-empty"
         header = (
-            f"{config.nat_header}: from [{connection.client.address}]:{connection.client.port} [{ident}]\r\n"
+            f"{config.nat_header}: from [{visit.client.address}]:{visit.client.port} [{ident}]\r\n"
             f"\tby {config.proxy_name} with TPROXY id {name}\r\n"
         )
         return (header + f"\tabuse-to {config.abuse}\r\n" if config.abuse else header).encode()
@@ -104,16 +103,16 @@ class Inspection:
         return self._id
 
     def _early(self) -> Verdict:
-        connection, config = self._connection, self._config
+        visit, config = self._visit, self._config
         self._service.board.add(Counter.EARLYTALK)
-        self._service.log.notice("EARLYTALK", **connection.who())
-        events.report(connection, "earlytalk", "EARLYTALK", "spoke before the greeting")
+        self._service.log.notice("EARLYTALK", **visit.who())
+        events.report(visit, "earlytalk", "EARLYTALK", "spoke before the greeting")
         return Verdict(Action.HANGUP, 554, "", f"{config.proxy_name} {config.msg_earlytalker}")
 
     def _auth_reply(self, subject: bytes) -> Verdict:
         accepted = subject.startswith(b"235")
         self._service.board.add(Counter.AUTH_ACCEPTS if accepted else Counter.AUTH_REJECTS)
-        self._service.log.info("AUTH:ACCEPT" if accepted else "AUTH:REJECT", **self._connection.who())
+        self._service.log.info("AUTH:ACCEPT" if accepted else "AUTH:REJECT", **self._visit.who())
         return Verdict(Action.DIRECT) if accepted and "direct" in self._config.auth_skip else PASS
 
     def _log_address(self, words: str, wanted: frozenset[str], subject: bytes) -> None:
@@ -123,17 +122,17 @@ class Inspection:
         address = address[: self._config.email_length]
         if "base64" in wanted:
             address = base64.b64encode(hashlib.md5(address, usedforsecurity=False).digest())
-        self._service.log.info(f"{words}{code.decode()}<{plain(address)}>", **self._connection.who())
+        self._service.log.info(f"{words}{code.decode()}<{plain(address)}>", **self._visit.who())
 
     def _data(self) -> Verdict:
-        config, auth = self._config, self._connection.auth
+        config, auth = self._config, self._visit.auth
         missing = not auth & AUTH_ACCEPTED
         if missing and (
             config.auth_require == "mandatory"
             or (config.auth_require == "ifsupported" and auth & AUTH_OFFERED)
         ):
             self._service.board.add(Counter.NOAUTHS)
-            self._service.log.notice("AUTH:REQUIRED", **self._connection.who())
+            self._service.log.notice("AUTH:REQUIRED", **self._visit.who())
             return Verdict(Action.REFUSE, 530, "5.7.1", config.msg_auth_required)
         if not (self._scanner_of_virus() or self._scanner_of_spam()):
             return PASS
@@ -153,16 +152,16 @@ class Inspection:
 
     def _spool_header(self) -> bytes:
         """The copy's first line: where the message that is about to begin comes from."""
-        connection = self._connection
-        number = connection.session.transactions + 1 if connection.session else 0
+        visit = self._visit
+        number = visit.session.transactions + 1 if visit.session else 0
         line = (
-            f"{self._config.spool_header}: src={connection.client}, ident={connection.ident},"
-            f" dst={connection.target}, trns={number}\r\n"
+            f"{self._config.spool_header}: src={visit.client}, ident={visit.ident},"
+            f" dst={visit.target}, trns={number}\r\n"
         )
         return line.encode()
 
     def _spool_failed(self, error: OSError, text: str) -> Verdict | None:
-        self._service.log.err("SPOOL:FAILED", **self._connection.who(), why=error)
+        self._service.log.err("SPOOL:FAILED", **self._visit.who(), why=error)
         if self._copy:
             self._copy.close()
             self._copy = None
@@ -171,17 +170,17 @@ class Inspection:
         return Verdict(Action.TAKEOVER, 451, "5.3.1", text)
 
     def _scanner_of_virus(self) -> Scanner | None:
-        skipped = "antivir" in self._config.auth_skip and self._connection.auth & AUTH_ACCEPTED
+        skipped = "antivir" in self._config.auth_skip and self._visit.auth & AUTH_ACCEPTED
         return None if skipped else self._service.virus
 
     def _scanner_of_spam(self) -> Scanner | None:
-        skipped = "antispam" in self._config.auth_skip and self._connection.auth & AUTH_ACCEPTED
+        skipped = "antispam" in self._config.auth_skip and self._visit.auth & AUTH_ACCEPTED
         return None if skipped else self._service.spam
 
     def _end(self) -> Verdict | None:
         if self._copy is None:
             if self._service.spool_limit:
-                self._service.log.info("SCAN:SKIPPED", **self._connection.who())
+                self._service.log.info("SCAN:SKIPPED", **self._visit.who())
             return self._locked()
         self._scan = asyncio.get_running_loop().create_task(self._scan_copy(self._copy))
         return None
@@ -190,10 +189,10 @@ class Inspection:
         verdict = await self._virus(copy) or await self._spam(copy) or self._locked()
         self._scan = None
         self.scanning = ""
-        self._connection.resume(verdict)
+        self._resume(verdict)
 
     async def _virus(self, copy: Spool) -> Verdict | None:
-        config, log, who = self._config, self._service.log, self._connection.who()
+        config, log, who = self._config, self._service.log, self._visit.who()
         scanner = self._scanner_of_virus()
         if scanner is None:
             return None
@@ -220,12 +219,12 @@ class Inspection:
         self._service.board.add(Counter.VIRUSES)
         self._service.log.notice("SCAN:VIRUS", **details, virus=name)
         kept = self._keep_on("virus", copy)
-        events.report(self._connection, "virus", "VIRUS", f"VIRUS {name}", virus_name=name, spool_name=kept)
+        events.report(self._visit, "virus", "VIRUS", f"VIRUS {name}", virus_name=name, spool_name=kept)
         text = f"{config.proxy_name} {config.msg_virus_found} ({name})"
         return Verdict(Action.TAKEOVER, 550, "5.7.1", text, config.msg_virus_no_more)
 
     async def _spam(self, copy: Spool) -> Verdict | None:
-        config, log, who = self._config, self._service.log, self._connection.who()
+        config, log, who = self._config, self._service.log, self._visit.who()
         scanner = self._scanner_of_spam()
         if scanner is None:
             return None
@@ -255,17 +254,15 @@ class Inspection:
         kept = self._keep_on("spam", copy)
         if "spam" not in config.lock_on:
             return None
-        events.report(
-            self._connection, "spam", "SPAM", f"SPAM {score}", spam_score=found.score, spool_name=kept
-        )
+        events.report(self._visit, "spam", "SPAM", f"SPAM {score}", spam_score=found.score, spool_name=kept)
         return Verdict(Action.TAKEOVER, 550, "5.7.1", f"{config.msg_spam_found} [{score}]")
 
     def _locked(self) -> Verdict:
         """Look once more: another session of the same client may have been caught meanwhile."""
-        connection, config = self._connection, self._config
-        if connection.locked() is None:
+        visit, config = self._visit, self._config
+        if visit.locked() is None:
             return PASS
-        self._service.log.notice("LOCK:LOCKED", **connection.who())
+        self._service.log.notice("LOCK:LOCKED", **visit.who())
         return Verdict(Action.HANGUP, 451, "4.4.0", config.msg_virus_locked)
 
     def _keep_on(self, event: str, copy: Spool) -> str:
@@ -276,5 +273,5 @@ class Inspection:
             return str(copy.keep())
         except OSError as error:
             if not copy.dropped:
-                self._service.log.err("SPOOL:FAILED", **self._connection.who(), why=error)
+                self._service.log.err("SPOOL:FAILED", **self._visit.who(), why=error)
             return ""

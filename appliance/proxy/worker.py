@@ -8,7 +8,6 @@ a byte from the network. When the supervisor is gone, so is the worker.
 import argparse
 import asyncio
 import gc
-import heapq
 import importlib
 import json
 import pkgutil
@@ -23,7 +22,7 @@ from appliance.config import parse
 from appliance.log import Log
 from appliance.proxy import lookup, privileges, scanners
 from appliance.proxy.clients import Clients
-from appliance.proxy.connection import Connection
+from appliance.proxy.connection import Connection, Connections
 from appliance.proxy.scoreboard import Scoreboard
 from appliance.proxy.service import Service
 from appliance.proxy.spool import sweep
@@ -34,47 +33,25 @@ _ORDER_MAX = 8 << 20  # bytes; a configuration file has 1 MiB at most, JSON make
 class Worker:
     """What the sessions of this process share."""
 
-    service: Service
-    log: Log
+    _service: Service
+    _log: Log
 
     def __init__(self, listener: socket.socket, board: Scoreboard, control: socket.socket) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.connections: set[Connection] = set()
+        self._loop = asyncio.get_running_loop()
+        self._connections = Connections(self._end_if_drained)
         self._listener = listener
         self._board = board
         self._control = control
         self._clients = Clients()
         self._server: asyncio.Server | None = None
-        self._free: list[int] = []
-        self._slots = 0
         self._done = asyncio.Event()
 
     async def run(self) -> None:
         """Follow the supervisor's orders until it says so, or is gone."""
         reader, self._answers = await asyncio.open_unix_connection(sock=self._control, limit=_ORDER_MAX)
-        orders = self.loop.create_task(self._orders(reader))
+        orders = self._loop.create_task(self._orders(reader))
         await self._done.wait()
         orders.cancel()
-
-    def next_slot(self) -> int:
-        """Give the lowest number that no session of this worker has."""
-        if self._free:
-            return heapq.heappop(self._free)
-        self._slots += 1
-        return self._slots - 1
-
-    def free_slot(self, slot: int) -> None:
-        """Take a session's number back."""
-        heapq.heappush(self._free, slot)
-
-    def left(self, connection: Connection) -> None:
-        """A connection is over."""
-        self.connections.discard(connection)
-        self._end_if_drained()
-
-    def _end_if_drained(self) -> None:
-        if self._server is None and not self.connections:
-            self._done.set()
 
     async def _orders(self, reader: asyncio.StreamReader) -> None:
         try:
@@ -89,32 +66,39 @@ class Worker:
             case "start":
                 await self._start(str(order["config"]), stderr=bool(order.get("stderr")))
             case "reload":
-                self.service = Service(parse(str(order["config"])), self.log, self._board, self._clients)
+                self._service = Service(parse(str(order["config"])), self._log, self._board, self._clients)
             case "drain":
                 self._close_listener()
                 self._end_if_drained()
             case "stop":
                 self._close_listener()
-                for connection in list(self.connections):
+                for connection in self._connections:
                     connection.end("admin")
                 self._end_if_drained()
             case "sessions":
-                self._say({"is": "sessions", "rows": [connection.row() for connection in self.connections]})
+                self._say({"is": "sessions", "rows": [connection.row() for connection in self._connections]})
 
     async def _start(self, text: str, *, stderr: bool) -> None:
         config = parse(text)
-        self.log = Log(config.log_level, config.log_facility, stderr=stderr)
+        self._log = Log(config.log_level, config.log_facility, stderr=stderr)
         _import_all()
         privileges.drop(config.set_user, config.set_group, keep_net_raw=config.mode.startswith("tproxy"))
-        self.loop.set_exception_handler(self._bug)
-        self.service = Service(config, self.log, self._board, self._clients)
+        self._loop.set_exception_handler(self._bug)
+        self._service = Service(config, self._log, self._board, self._clients)
         sweep(config.spool_path)
         gc.collect()
         gc.freeze()
-        self._server = await self.loop.create_server(
-            lambda: Connection(self), sock=self._listener, backlog=config.connect_queue
+        self._server = await self._loop.create_server(
+            lambda: Connection(self._loop, self._service, self._connections),
+            sock=self._listener,
+            backlog=config.connect_queue,
         )
         self._say({"is": "ready"})
+
+    def _end_if_drained(self) -> None:
+        """The last connection of a draining worker takes it along."""
+        if self._server is None and not self._connections:
+            self._done.set()
 
     def _close_listener(self) -> None:
         if self._server:
@@ -128,7 +112,7 @@ class Worker:
         """A defect costs the session it happened in, and is told with its place."""
         error = context.get("exception")
         where = traceback.format_exception(error) if isinstance(error, BaseException) else []
-        self.log.crit(
+        self._log.crit(
             "BUG", what=context.get("message"), where=" | ".join(line.strip() for line in where[-4:])
         )
 
