@@ -50,9 +50,11 @@ class DataBody:
         else:
             undecided = _UNDECIDED.search(buffer, max(len(buffer) - 4, 0))
             cut = undecided.start() if undecided else len(buffer)
+            if buffer.endswith(b"\r\n.", 0, cut):  # what follows that dot decides about it, and is held too
+                cut -= 3
         # The end's own dot is at end + 2; any dot at the start of a line before it, by anybody's reading of
         # lines, is looked at.
-        dotted = (dot >= 0 and dot != end + 1) or buffer.find(b"\r.", 0, cut) >= 0
+        dotted = (dot >= 0 and (end < 0 or dot != end + 1)) or buffer.find(b"\r.", 0, cut) >= 0
         if dotted and self._bare_newline == "reject":
             forged = _LENIENT_END.search(buffer, 0, cut if end >= 0 else len(buffer))
             if forged:
