@@ -8,15 +8,17 @@ LINE_MAX = 2048
 ANSWER_MAX = 12288
 """Longest AUTH command or answer to its challenge (RFC 4954 section 4)."""
 
-_VERB = rb"[ \t\v\f]*([^ \t\v\f\0\r\n]*)"
+# Quantifiers are possessive throughout: none ever tries a shorter match, so that no line costs more than its
+# length.
+_VERB = rb"[ \t\v\f]*+([^ \t\v\f\0\r\n]*+)"
 
 VERB = re.compile(_VERB)
 """The verb of a line. White space around it is read as lenient servers read it, or one could pass unseen."""
 
 LINE = {
-    "reject": re.compile(_VERB + rb"[^\0\r\n]*\r\n"),
-    "normalise": re.compile(_VERB + rb"[^\0\r\n]*\r\n"),
-    "pass": re.compile(_VERB + rb"[^\0\n]*\n"),
+    "reject": re.compile(_VERB + rb"[^\0\r\n]*+\r\n"),
+    "normalise": re.compile(_VERB + rb"[^\0\r\n]*+\r\n"),
+    "pass": re.compile(_VERB + rb"[^\0\n]*+\n"),
 }
 """One whole command line and its verb, by `bare_newline`."""
 
@@ -27,15 +29,14 @@ UNCLEAN = {
 }
 """Where a line ends, well or badly: CRLF, or what may not stand inside a command."""
 
-_PATH = re.compile(rb':[ \t]*<((?:"(?:[^"\\]|\\.)*"|[^">])*)>')
-_BARE_PATH = re.compile(rb":[ \t]*([^ \t\r\n]*)")
+_PATH = re.compile(rb'[^:]*+:[ \t]*+(?:<((?:"(?:[^"\\]|\\.)*+"|[^">])*+)>|([^ \t\r\n]*+))')
 _BDAT = re.compile(rb"[ \t]*BDAT[ \t]+([0-9]{1,15})([ \t]+LAST)?[ \t]*\r?\n", re.IGNORECASE)
 
 
 def path(line: bytes) -> bytes:
     """Give the address of a MAIL or RCPT line: what stands in angle brackets, or else the first word."""
-    found = _PATH.search(line) or _BARE_PATH.search(line)
-    return found[1] if found else b""
+    found = _PATH.match(line)
+    return (found[1] or found[2] or b"") if found else b""
 
 
 def argument(line: bytes) -> bytes:
