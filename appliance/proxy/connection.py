@@ -24,6 +24,8 @@ from appliance.proxy.session.state import AUTH_ACCEPTED, AUTH_OFFERED
 from appliance.proxy.session.xclient import ClientOrigin
 from appliance.proxy.visit import Visit
 
+PARTING = 128  # clients of a worker that may take their time to part; more are cut off
+
 _STATES = {
     Phase.BODY: "data",
     Phase.CHUNK: "bdat",
@@ -34,13 +36,17 @@ _STATES = {
 
 
 class Connections:
-    """The open connections of a worker, each with a number; `last_left` is called when none is left."""
+    """The open connections of a worker, each with a number; `last_left` is called when none is left.
+
+    `parting` of them are over but for their last words.
+    """
 
     def __init__(self, last_left: Callable[[], None]) -> None:
         self._open: set[Connection] = set()
         self._free: list[int] = []
         self._numbers = 0
         self._last_left = last_left
+        self.parting = 0
 
     def __iter__(self) -> Iterator["Connection"]:
         return iter(tuple(self._open))
@@ -59,6 +65,7 @@ class Connections:
     def leave(self, connection: "Connection") -> None:
         """Let a connection go, and its number with it."""
         self._open.discard(connection)
+        self.parting -= 1
         heapq.heappush(self._free, connection.slot)
         if not self._open:
             self._last_left()
@@ -82,12 +89,13 @@ class Connection(Relay):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client was accepted: let it in, or tell it why not."""
-        self.client_accepted(transport)
+        self._client = cast("asyncio.Transport", transport)
         client = _endpoint(transport.get_extra_info("peername"))
         self._visit = Visit(self._service, client, _endpoint(transport.get_extra_info("sockname")))
         self._inspection = Inspection(self._visit, self.resume)
         self._service.clients.opened(client.address)
         self.slot = self._connections.enter(self)
+        self._arm(self._service.config.timeout_idle)
         refusal = admission.refusal(self._visit)
         if refusal is None:
             self._admission = self._loop.create_task(self._admit())
@@ -107,9 +115,11 @@ class Connection(Relay):
         except admission.Refused as refused:
             self._refuse(str(refused))
         except admission.Unreachable as unreachable:
-            session = self._begin_session(None)
-            self._resume_client()
-            session.greet_and_take_over(str(unreachable))
+            self._begin_session(None).greet_and_take_over(str(unreachable))
+            self._listen()
+        except Exception as error:
+            self._loop.call_exception_handler({"message": "a client was not let in", "exception": error})
+            self.end("server")
 
     async def _open_server(self, route: Route) -> None:
         """Connect to the server, within timeout_connect; raises Unreachable."""
@@ -143,7 +153,6 @@ class Connection(Relay):
     def _begin_session(self, origin: ClientOrigin | None) -> Session:
         self._admission = None
         self._session = self._visit.session = Session(self._service.settings, self, origin)
-        self._arm(self._service.config.timeout_idle)
         return self._session
 
     def client_said(self, data: bytes) -> None:
@@ -209,10 +218,11 @@ class Connection(Relay):
     def close_client(self) -> None:
         """Part from the client, who may take its time to hear the last words."""
         self.finish("server")
-        self.hang_up()
+        self.hang_up(patiently=self._connections.parting < PARTING)
 
     def resume(self, verdict: Verdict) -> None:
         """Hand a late verdict to the session."""
+        self._heard = self._loop.time()  # nobody was silent meanwhile but ourselves
         if self._session and not self._ended:
             self._session.resume(verdict)
             if not self._reading_client:
@@ -229,7 +239,8 @@ class Connection(Relay):
             return
         self._note_end(by)
         self._ended = True
-        self._direct = False
+        self._listening = self._direct = False
+        self._connections.parting += 1
         for running in (self._timer, self._admission):
             if running:
                 running.cancel()
@@ -246,7 +257,7 @@ class Connection(Relay):
         self._by = self._by or by
 
     def _log_end(self, session: Session) -> None:
-        if not session.commands and not self._was_direct:
+        if not self.client_bytes:
             self._service.board.add(Counter.EMPTY)
         self._service.log.info(
             "CLOSE:DIRECT" if self._was_direct else "CLOSE",
@@ -299,4 +310,5 @@ class Connection(Relay):
 
 
 def _endpoint(name: tuple[str, int]) -> Endpoint:
-    return Endpoint(name[0].removeprefix("::ffff:"), name[1])
+    address = name[0]
+    return Endpoint(address.removeprefix("::ffff:") if "." in address else address, name[1])

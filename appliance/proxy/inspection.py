@@ -186,7 +186,12 @@ class Inspection:
         return None
 
     async def _scan_copy(self, copy: Spool) -> None:
-        verdict = await self._virus(copy) or await self._spam(copy) or self._locked()
+        try:
+            verdict = await self._virus(copy) or await self._spam(copy) or self._locked()
+        except Exception as error:
+            told = {"message": "a scan failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(told)
+            verdict = Verdict(Action.TAKEOVER, 550, "", self._config.msg_scanner_failed)
         self._scan = None
         self.scanning = ""
         self._resume(verdict)

@@ -41,7 +41,10 @@ class ServerSide(asyncio.Protocol):
 
 
 class Relay(asyncio.Protocol):
-    """The client's socket and the server's. The client's is not read before there is somebody to read it."""
+    """The client's socket and the server's.
+
+    What the client says before there is somebody to hear it is kept, one read of it, until `_listen`.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -49,6 +52,9 @@ class Relay(asyncio.Protocol):
         self._server: asyncio.Transport | None = None
         self._direct = False
         self._ended = False
+        self._listening = False
+        self._unheard = b""
+        self._unheard_end = False
         self._heard = loop.time()
         self._reading_client = self._reading_server = True
         self._client_full = self._server_full = False
@@ -82,16 +88,25 @@ class Relay(asyncio.Protocol):
     def finish(self, by: str) -> None:
         """The end, for the account; may be called again."""
 
-    def client_accepted(self, transport: asyncio.BaseTransport) -> None:
-        """Take the client's socket, unread."""
-        self._client = cast("asyncio.Transport", transport)
-        self._pause_client()
+    def _listen(self) -> None:
+        """Hear the client from now on, beginning with what it has said already."""
+        self._listening = True
+        said, self._unheard = self._unheard, b""
+        if said:
+            self.client_said(said)
+        if self._unheard_end and not self._ended:
+            self.client_hung_up()
+        self.regulate()
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the client."""
         if self._ended:
             return
         self.client_bytes += len(data)
+        if not self._listening:
+            self._unheard += data
+            self._pause_client()
+            return
         self._heard = self._loop.time()
         if self._direct:
             assert self._server
@@ -103,12 +118,12 @@ class Relay(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client's side is closed; true when its socket is still needed."""
-        if self._ended:
-            return False
         if self._direct:
             _half_close(self._server)
-        else:
+        elif self._listening:
             self.client_hung_up()
+        else:
+            self._unheard_end = True
         return not self._ended
 
     def pause_writing(self) -> None:
@@ -120,11 +135,10 @@ class Relay(asyncio.Protocol):
         self.regulate(client_full=False)
 
     def server_connected(self, transport: asyncio.Transport) -> None:
-        """Take the server's socket, and begin to read the client's."""
+        """Take the server's socket, and listen to the client: what it has said already, it said too early."""
         self._server = transport
         self.server_reached()
-        # Before the greeting can be read: a client that has spoken already spoke too early.
-        self._resume_client()
+        self._listen()
 
     def server_received(self, data: bytes) -> None:
         """Bytes of the server."""
@@ -169,15 +183,21 @@ class Relay(asyncio.Protocol):
             self._server.close()
             self._see_off(self._server)
 
-    def hang_up(self) -> None:
+    def hang_up(self, *, patiently: bool) -> None:
         """Part from the client once it has its last words, however much it goes on saying.
 
-        Closing the socket over unread bytes would send a reset, which swallows words still under way.
+        Closing the socket over unread bytes would send a reset, which swallows words still under way; that is
+        risked when there is no patience left.
         """
-        if not self._client.is_closing():
-            self._resume_client()
-            self._client.write_eof()
-            self._loop.call_later(LINGER, self._see_off, self._client, self._client.get_write_buffer_size())
+        if self._client.is_closing():
+            return
+        if not patiently or not self.client_bytes:
+            self._client.close()  # one that has said nothing leaves nothing unread
+            self._see_off(self._client)
+            return
+        self._resume_client()
+        self._client.write_eof()
+        self._loop.call_later(LINGER, self._see_off, self._client, self._client.get_write_buffer_size())
 
     def _see_off(self, transport: asyncio.Transport, before: int = -1) -> None:
         """Cut a parting peer off when it has what it was owed, or has stopped taking it."""

@@ -46,5 +46,6 @@ class Visit:
         return {"src": self.client, "ident": self.ident}
 
     def locked(self) -> Lock | None:
-        """The lock in force on this client."""
-        return self.service.locks.find(self.client.address)
+        """The lock in force on this client, or on who is behind its address."""
+        find, address = self.service.locks.find, self.client.address
+        return find(address) or (find(address, self.ident) if self.ident else None)

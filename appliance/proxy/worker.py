@@ -84,10 +84,10 @@ class Worker:
         _import_all()
         privileges.drop(config.set_user, config.set_group, keep_net_raw=config.mode.startswith("tproxy"))
         self._loop.set_exception_handler(self._bug)
+        gc.collect()
+        gc.freeze()  # modules and the like stay; there is no need to look through them again and again
         self._service = Service(config, self._log, self._board, self._clients)
         sweep(config.spool_path)
-        gc.collect()
-        gc.freeze()
         self._server = await self._loop.create_server(
             lambda: Connection(self._loop, self._service, self._connections),
             sock=self._listener,

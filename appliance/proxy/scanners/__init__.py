@@ -56,7 +56,7 @@ def printable(text: str, limit: int = 128) -> str:
 
 
 class Scanner(ABC):
-    """A scanner at `address`, allowed `timeout` seconds for a scan and its waiting.
+    """A scanner at `address`, allowed `timeout` seconds for a scan and its waiting; 0 sets no limit.
 
     `needs_path` tells that it opens a copy by its name, which the copy then must have.
     """
@@ -76,7 +76,7 @@ class Scanner(ABC):
             return Finding(State.FAILED, detail="too many messages wait for the scanner")
         self._waiting += 1
         try:
-            async with asyncio.timeout(self.timeout), self._turns:
+            async with asyncio.timeout(self.timeout or None), self._turns:
                 return await self._scan(spool)
         except TimeoutError:
             return Finding(State.TIMEOUT, detail=f"no answer from {self.address} within {self.timeout:g} s")
@@ -88,7 +88,7 @@ class Scanner(ABC):
     async def probe(self) -> str | None:
         """Ask whether the scanner is there; None, or what is wrong and what to do about it."""
         try:
-            async with asyncio.timeout(min(self.timeout, _PROBE_TIMEOUT)):
+            async with asyncio.timeout(min(self.timeout or _PROBE_TIMEOUT, _PROBE_TIMEOUT)):
                 await self._ping()
         except TimeoutError:
             why = "no answer"

@@ -28,6 +28,7 @@ from appliance.proxy.spool import Spool
 
 _ANSWER = 4096
 _PIECE = 131072
+_NO_LIMIT = 86400.0
 _CLEAN = re.compile(r".+: OK")
 _FOUND = re.compile(r".+: (.+) FOUND")
 _HINTS = (
@@ -237,7 +238,7 @@ class Scanner(scanners.Scanner):
         self, command: Callable[[_Clamd], _Found], after: Callable[[], None] | None = None
     ) -> _Found:
         """Run a command in a thread; `after` runs when no thread can be busy with it any more."""
-        clamd = _Clamd(self.address, time.monotonic() + self.timeout)
+        clamd = _Clamd(self.address, time.monotonic() + (self.timeout or _NO_LIMIT))
         job = self._threads.submit(_finish, clamd, command)
         if after:
             job.add_done_callback(lambda _: after())
