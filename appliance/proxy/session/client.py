@@ -12,7 +12,9 @@ from appliance.proxy.session.content import ContentSide
 from appliance.proxy.session.state import UNINSPECTABLE, Awaited, Chunks, Phase
 from appliance.proxy.session.verdict import Action, Gate, Verdict
 
-_WAITS = frozenset((Awaited.AUTH, Awaited.STARTTLS, Awaited.DATA))
+_WAITS = frozenset((Awaited.HELO, Awaited.EHLO, Awaited.AUTH, Awaited.STARTTLS, Awaited.DATA))
+
+_BARE_ENDS = {"reject": b"", "normalise": b"\r\n", "pass": b"\n"}
 
 
 class ClientSide(ContentSide):
@@ -25,11 +27,11 @@ class ClientSide(ContentSide):
             return
         if self.phase in (Phase.CLOSED, Phase.DIRECT):
             return
-        if self._gates & Gate.EARLY and self._awaited and self._awaited[0][0] is Awaited.GREETING:
-            self._ask(Gate.EARLY, data, self._early)
-            return
+        self._end -= self._at  # of the line that a check is thinking about
         self._in = self._in[self._at :] + data if self._in else data
         self._start = self._at = 0
+        if self._gates & Gate.EARLY and self.phase is Phase.COMMAND and self._ungreeted():
+            self._ask(Gate.EARLY, data, self._early)
         self._advance()
 
     def client_eof(self) -> None:
@@ -47,7 +49,11 @@ class ClientSide(ContentSide):
         then(verdict)
         self._advance()
 
+    def _ungreeted(self) -> bool:
+        return bool(self._awaited) and self._awaited[0][0] is Awaited.GREETING
+
     def _early(self, verdict: Verdict) -> None:
+        self._gates &= ~Gate.EARLY  # asked once
         if verdict.action is not Action.PASS:
             self._conclude(verdict)
 
@@ -57,8 +63,10 @@ class ClientSide(ContentSide):
             step = _STEPS.get(self.phase)
             if step is None or not step(self):
                 break
-        if self._at == len(self._in):
-            self._in = b""
+        self._flush()
+        if self._at * 2 >= len(self._in):  # keep no more than twice what waits
+            self._end -= self._at
+            self._in = self._in[self._at :]
             self._start = self._at = 0
         self._leave_if_done()
 
@@ -79,19 +87,21 @@ class ClientSide(ContentSide):
     def _commands(self) -> bool:
         """Read whole lines; those nobody has to look at cost one match each."""
         line_of = command.LINE[self._settings.bare_newline]
-        longest = LINE_MAX - (self._settings.bare_newline == "pass")
+        longest = LINE_MAX - (self._settings.bare_newline == "normalise")  # a bare newline may grow
         while self.phase is Phase.COMMAND and self._at < len(self._in):
             match = line_of.match(self._in, self._at)
             if match and match.end() - self._at <= longest:
                 self._command(match[1].upper(), match.end())
             elif not self._irregular():
                 break
-        self._flush()
         return self.phase is not Phase.COMMAND
 
     def _command(self, verb: bytes, end: int) -> None:
         self._end = end
-        if len(self._awaited) >= self._settings.pipeline_size - 1:
+        if self._full():
+            chunk = command.chunk(self._in[self._at : end])
+            self._chunk_left = chunk[0] if chunk else 0
+            self._drop_line()
             self._overflow()
             return
         self.commands += 1
@@ -102,44 +112,58 @@ class ClientSide(ContentSide):
         else:
             handler(self, self._in[self._at : end])
 
+    def _full(self) -> bool:
+        return len(self._awaited) >= self._settings.pipeline_size - 1
+
     def _overflow(self) -> None:
-        self._drop_line()
         self.pipeline_overflow = True
         self._refuse(Verdict(Action.TAKEOVER, 503, "5.5.0", self._settings.texts.pipeline_full))
 
     def _irregular(self) -> bool:
-        """Read on at a line that is not whole, not clean or too long; False when more bytes are needed.
+        """Read on at a line that answers a challenge, is not whole, not clean or too long.
+
+        False when more bytes are needed.
 
         What is decided depends on the line alone, never on how its bytes arrived.
         """
-        at, size = self._at, len(self._in)
-        found = command.UNCLEAN[self._settings.bare_newline].search(self._in, at)
+        at, size, mode = self._at, len(self._in), self._settings.bare_newline
+        found = command.UNCLEAN[mode].search(self._in, at)
         stop = found.start() if found else size
-        verb = command.VERB.match(self._in, at, at + LINE_MAX - 1)
+        verb = command.VERB[mode].match(self._in, at, at + LINE_MAX - 1)
         assert verb
         limit = ANSWER_MAX if self.phase is Phase.ANSWER or verb[1].upper() == b"AUTH" else LINE_MAX
-        if stop - at >= limit - 1:
+        if stop - at > limit - (1 if mode == "pass" else 2):
             return self._too_long(verb[1].upper(), verb.end() - at == LINE_MAX - 1)
         if found is None or (stop + 1 == size and found[0] == b"\r"):
             return False
         width = self._line_end(stop)
         if not width:
             return self._unclean(stop)
-        self._command(verb[1].upper(), stop + width)
+        if self.phase is Phase.ANSWER:
+            self._end = stop + width
+            self._pass_line(Awaited.AUTH, b"")
+        else:
+            self._command(verb[1].upper(), stop + width)
         return True
 
     def _line_end(self, stop: int) -> int:
         """How many bytes of line end stand at `stop`; 0 when what stands there may not end a line."""
         if self._in.startswith(b"\r\n", stop):
             return 2
-        return int(self._in[stop] == 0x0A and self._settings.bare_newline == "pass")
+        return int(self._in[stop] in _BARE_ENDS[self._settings.bare_newline])
 
     def _too_long(self, verb: bytes, verb_unfinished: bool) -> bool:
         self._flush()
-        if self.phase is Phase.COMMAND and verb not in _HANDLERS and not verb_unfinished:
-            self._awaited.append((Awaited.PLAIN, verb))
-            self.phase = Phase.LONG
-            return True
+        if self.phase is Phase.COMMAND:
+            if self._full():
+                self._in_line = True
+                self._overflow()
+                return True
+            self.commands += 1
+            if verb not in _HANDLERS and not verb_unfinished:
+                self._awaited.append((Awaited.PLAIN, verb))
+                self.phase = Phase.LONG
+                return True
         refusal = self._reply(500, "5.5.2", "Line too long")
         if self.phase is Phase.ANSWER:
             self._effects.to_server(b"*\r\n")
@@ -151,13 +175,8 @@ class ClientSide(ContentSide):
 
     def _unclean(self, stop: int) -> bool:
         """A NUL, a bare LF or a bare CR stands at `stop`, inside a command."""
-        if self._settings.bare_newline == "normalise" and self._in[stop]:
-            self._flush()
-            self._in = self._in[self._at : stop] + b"\r\n" + self._in[stop + 1 :]
-            self._start = self._at = 0
-            return True
         self._flush()
-        if self.phase is Phase.LONG:
+        if self.phase is Phase.LONG and self._awaited:
             self._awaited.pop()  # the server will never see the end of that line
         self._in_line = self._in[stop] != 0x0A
         text = "Lines must end in CRLF" if self._in[stop] else "NUL is not allowed in a command"
@@ -190,15 +209,6 @@ class ClientSide(ContentSide):
         self._start = self._at = end + 1 or len(self._in)
         if end >= 0:
             self.phase = Phase.COMMAND
-        return True
-
-    def _answer(self) -> bool:
-        """Pass one whole line, the answer to an AUTH challenge."""
-        match = command.LINE[self._settings.bare_newline].match(self._in, self._at)
-        if match is None or match.end() - self._at > ANSWER_MAX:
-            return self._irregular()
-        self._end = match.end()
-        self._pass_line(Awaited.AUTH, b"")
         return True
 
     def _checked(self, gate: Gate, subject: bytes, kind: Awaited, owed: bytes = b"") -> None:
@@ -297,7 +307,7 @@ _HANDLERS = {
 
 _STEPS = {
     Phase.COMMAND: ClientSide._commands,
-    Phase.ANSWER: ClientSide._answer,
+    Phase.ANSWER: ClientSide._irregular,
     Phase.LONG: ClientSide._long,
     Phase.SKIP: ClientSide._skip,
     Phase.BODY: ClientSide._body_bytes,

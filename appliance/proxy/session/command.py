@@ -11,26 +11,32 @@ ANSWER_MAX = 12288
 # Quantifiers are possessive throughout: none ever tries a shorter match, so that no line costs more than its
 # length.
 _VERB = rb"[ \t\v\f]*+([^ \t\v\f\0\r\n]*+)"
+_VERB_BEHIND_CR = rb"[ \t\v\f\r]*+([^ \t\v\f\0\r\n]*+)"
 
-VERB = re.compile(_VERB)
-"""The verb of a line. White space around it is read as lenient servers read it, or one could pass unseen."""
+VERB = {
+    "reject": re.compile(_VERB),
+    "normalise": re.compile(_VERB),
+    "pass": re.compile(_VERB_BEHIND_CR),
+}
+"""The verb of a line, by `bare_newline`. White space around it is read as lenient servers read it, or one
+could pass unseen."""
 
 LINE = {
     "reject": re.compile(_VERB + rb"[^\0\r\n]*+\r\n"),
-    "normalise": re.compile(_VERB + rb"[^\0\r\n]*+\r\n"),
-    "pass": re.compile(_VERB + rb"[^\0\n]*+\n"),
+    "normalise": re.compile(_VERB + rb"[^\0\r\n]*+(?:\r?\n|\r(?=[^\n]))"),
+    "pass": re.compile(_VERB_BEHIND_CR + rb"[^\0\n]*+\n"),
 }
-"""One whole command line and its verb, by `bare_newline`."""
+"""One whole command line and its verb."""
 
 UNCLEAN = {
     "reject": re.compile(rb"[\0\r\n]"),
     "normalise": re.compile(rb"[\0\r\n]"),
     "pass": re.compile(rb"[\0\n]"),
 }
-"""Where a line ends, well or badly: CRLF, or what may not stand inside a command."""
+"""Where a line ends, well or badly: a line end, or what may not stand inside a command."""
 
 _PATH = re.compile(rb'[^:]*+:[ \t]*+(?:<((?:"(?:[^"\\]|\\.)*+"|[^">])*+)>|([^ \t\r\n]*+))')
-_BDAT = re.compile(rb"[ \t]*BDAT[ \t]+([0-9]{1,15})([ \t]+LAST)?[ \t]*\r?\n", re.IGNORECASE)
+_BDAT = re.compile(rb"[ \t]*BDAT[ \t]+([0-9]{1,15})([ \t]+LAST)?[ \t]*[\r\n]*", re.IGNORECASE)
 
 
 def path(line: bytes) -> bytes:

@@ -3,7 +3,7 @@
 from functools import partial
 
 from appliance.proxy.session import command
-from appliance.proxy.session.message import DataBody
+from appliance.proxy.session.message import DataBody, crlf
 from appliance.proxy.session.state import Awaited, Chunks, Phase, SessionState
 from appliance.proxy.session.verdict import Action, Gate, Verdict
 
@@ -12,9 +12,10 @@ class ContentSide(SessionState):
     """What a session does with the content of messages."""
 
     def _flush(self) -> None:
-        """Send on what has been read and passes."""
+        """Send on the commands that have been read and pass."""
         if self._at > self._start:
-            self._effects.to_server(self._in[self._start : self._at])
+            data = self._in[self._start : self._at]
+            self._effects.to_server(crlf(data) if self._settings.bare_newline == "normalise" else data)
             self._start = self._at
 
     def _drop_line(self) -> None:
@@ -54,6 +55,8 @@ class ContentSide(SessionState):
         if wire:
             self._effects.to_server(wire)
         if verdict:
+            if self.phase is Phase.CHUNK and self._awaited:
+                self._awaited.pop()  # the server never answers a chunk that it has only part of
             self._refuse(verdict)
         return verdict is None
 
@@ -131,7 +134,9 @@ class ContentSide(SessionState):
         self._at += len(piece)
         self._start = self._at
         self._chunk_left -= len(piece)
-        if not self._chunk_refusal and not self._message_bytes(piece, piece):
+        if self._chunks is Chunks.FAILED and not self._chunk_refusal:
+            self._effects.to_server(piece)  # refused early, but promised
+        elif not self._chunk_refusal and not self._message_bytes(piece, piece):
             return True
         if not self._chunk_left:
             self._chunk_ended()

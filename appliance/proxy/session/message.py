@@ -1,8 +1,9 @@
 """Where a message ends: the framing of DATA (RFC 5321 section 4.5.2), on whole buffers.
 
 Only CRLF . CRLF ends a message. A lone dot between line ends of which one is not CRLF is what SMTP smuggling
-is made of: some servers would take it for the end. Depending on `bare_newline` it is refused, rewritten to an
-ordinary line or passed.
+is made of: some servers would take it for the end. So is a dot before a NUL, where OpenSMTPD believes its line
+to end. A dot behind a bare newline is text to one server and stuffing to another, which could show a scanner
+other words than a reader. Depending on `bare_newline` all that is refused, rewritten or passed.
 """
 
 import re
@@ -12,13 +13,19 @@ _END = b"\r\n.\r\n"
 # A line end, perhaps a dot, perhaps half a line end: what the next bytes may turn into an end of message.
 _UNDECIDED = re.compile(rb"(?:\r\n|\n|\r)(?:\.\r?)?\Z")
 
-# A lone dot that only a lenient reader takes for the end. `\r\n.\r` at the very end of a buffer is still
-# undecided.
-_LENIENT_END = re.compile(rb"(?<!\r)\n\.[\r\n]|\r\.[\r\n]|\r\n\.(?:\n|\r[^\n])")
+# A dot that a lenient reader takes for the end of the message or for stuffing. `\r\n.\r` at the very end of a
+# buffer is still undecided.
+_LENIENT_END = re.compile(rb"(?:(?<!\r)\n|\r)\.|\r\n\.(?:[\0\n]|\r[^\n])")
 
-# What `normalise` rewrites: a line end that is not CRLF, with the dot behind it, and a dot that would then
-# stand alone in a line.
-_BARE = re.compile(rb"(?:(?<!\r)\n|\r(?!\n))\.?|(?<=\r\n)\.(?=\n|\r(?!\n))")
+# What `normalise` must stuff, for to a strict reader it neither begins a line nor ends the message: a dot
+# behind a bare newline, and a dot that stands alone once the bare newline behind it is a line end.
+_BARE_DOT = re.compile(rb"(?:(?<!\r)\n|\r)\.")
+_LONE_DOT = re.compile(rb"(?<=\r\n)\.(?=[\0\n]|\r(?!\n))")
+
+
+def crlf(text: bytes) -> bytes:
+    """Make every line end CRLF."""
+    return text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
 
 
 class DataBody:
@@ -70,8 +77,8 @@ class DataBody:
         self.rest = None
 
     def _emit(self, piece: bytes, dotted: bool) -> None:
-        if self._bare_newline == "normalise" and not _only_crlf(piece):
-            piece = _BARE.sub(_rewritten, piece)
+        if self._bare_newline == "normalise" and (b"\n.\0" in piece or not _only_crlf(piece)):
+            piece = crlf(_BARE_DOT.sub(b"\r\n..", _LONE_DOT.sub(b"..", piece)))
             dotted = True
         content = piece.replace(b"\r\n.", b"\r\n") if dotted else piece
         if self._virtual and piece:
@@ -82,12 +89,3 @@ class DataBody:
 
 def _only_crlf(piece: bytes) -> bool:
     return piece.count(b"\r\n") == piece.count(b"\n") == piece.count(b"\r")
-
-
-def _rewritten(bare: re.Match[bytes]) -> bytes:
-    # To a strict reader the dot neither began a line nor ended the message: stuffed, it stays part of the
-    # text.
-    found = bare[0]
-    if found == b".":
-        return b".."
-    return b"\r\n.." if found[1:] else b"\r\n"

@@ -11,8 +11,8 @@ from appliance.proxy.session.verdict import Action, Gate
 class Session(ClientSide):
     """One SMTP session, both directions: what the worker holds for each client.
 
-    The worker hands in bytes (`client_data`, `server_data`), ends (`client_eof`, `server_eof`) and late verdicts
-    (`resume`); the session answers through `Effects`.
+    The worker hands in bytes (`client_data`, `server_data`), ends (`client_eof`, `server_eof`) and late
+    verdicts (`resume`); the session answers through `Effects`.
     """
 
     def server_data(self, data: bytes) -> None:
@@ -32,7 +32,7 @@ class Session(ClientSide):
             if not self._awaited:
                 self._to_client(data[start:at])
                 self._unasked(match[1], data[at:end], last)
-            elif (kind := self._awaited[0][0]) <= Awaited.RCPT:
+            elif (kind := self._awaited[0][0]) <= Awaited.RCPT and match[1] != b"354":
                 at = end
                 if not last:
                     self._code = match[1]
@@ -52,14 +52,22 @@ class Session(ClientSide):
             self._to_client(data[start:at])
         if self.phase is Phase.DIRECT:
             self._to_client(data[at:])
+            if rest := self._unread():
+                self._effects.to_server(rest)
+            self._effects.direct()
         else:
             self._advance()
 
     def server_eof(self) -> None:
         """The server has closed its side."""
+        if self.phase not in _SERVER_GONE:
+            self._fail()
+
+    def _fail(self) -> None:
+        """The server is gone, or makes no sense."""
         if self._awaited and self._awaited[0][0] in _XCLIENT:
             self._xclient_failed()
-        elif self.phase not in _SERVER_GONE:
+        else:
             self.end()
 
     def _to_client(self, data: bytes) -> None:
@@ -69,7 +77,7 @@ class Session(ClientSide):
     def _odd(self, rest: bytes, whole: bool) -> None:
         """What stands next is no reply line, or only part of one."""
         if whole or b"\n" in rest or len(rest) > REPLY_MAX:
-            self.end()
+            self._fail()
         else:
             self._tail = rest
 
@@ -90,6 +98,10 @@ class Session(ClientSide):
         first = not self._code
         self._code = b"" if last else code
         kind, subject = self._awaited[0]
+        if code == b"354" and kind is not Awaited.DATA:
+            # The server would read what follows as a message, and nobody looks at it.
+            self._fail()
+            return
         if last:
             self._awaited.popleft()
             if self.phase is Phase.WAIT and not self._awaited:
@@ -141,7 +153,7 @@ class Session(ClientSide):
         verdict = self._effects.ask(gate, code + b" " + subject) if first and self._gates & gate else None
         if verdict and verdict.action is Action.DIRECT:
             self._to_client(line)
-            self._go_direct()
+            self.phase = Phase.DIRECT
             return False
         if verdict and verdict.action is not Action.PASS:
             if self._code:
@@ -159,24 +171,18 @@ class Session(ClientSide):
             return
         if first:
             self.auth |= AUTH_ACCEPTED if code == b"235" else AUTH_REJECTED
-        self._watched(Gate.REPLY_AUTH, code, line, last, b"")
+        # An accepted AUTH may make the session direct, once its reply is whole.
+        self._watched(Gate.REPLY_AUTH, code, line, last if code == b"235" else first, b"")
 
     def _starttls_reply(self, code: bytes, line: bytes, _first: bool, last: bool, _subject: bytes) -> None:
-        if code == b"220" and last and self._in:
+        if code == b"220" and last and self.backlog:
             # These bytes came before TLS and would be taken for part of it (RFC 3207 section 6): an
             # injection.
             self.end()
             return
         self._to_client(line)
         if code == b"220" and last:
-            self._go_direct()
-
-    def _go_direct(self) -> None:
-        rest = self._unread()
-        self.phase = Phase.DIRECT
-        if rest:
-            self._effects.to_server(rest)
-        self._effects.direct()
+            self.phase = Phase.DIRECT
 
     def _data_reply(self, code: bytes, line: bytes, _first: bool, last: bool, _subject: bytes) -> None:
         self._to_client(line)
@@ -190,9 +196,10 @@ class Session(ClientSide):
             self._chunk_failed()
         self._to_client(line)
 
-    def _last_chunk_reply(self, code: bytes, line: bytes, _first: bool, last: bool, _subject: bytes) -> None:
+    def _last_chunk_reply(self, code: bytes, line: bytes, first: bool, last: bool, _subject: bytes) -> None:
         if code[0] != 0x32:
-            self._chunk_failed()
+            if first:
+                self._chunk_failed()
             self._to_client(line)
         elif self._chunk_left:
             self.end()  # an answer to a chunk that is not there yet

@@ -174,17 +174,21 @@ class SessionState:
             return
         owed = list(self._awaited)
         self._awaited.clear()
-        if not self._unfinished:
-            effects.to_server(b"QUIT\r\n")
+        if not self._unfinished and all(kind is not Awaited.DATA for kind, _ in owed):
+            effects.to_server(b"QUIT\r\n")  # never where it might become part of a message
         effects.drop_message()
         effects.close_server()
         self._take_over(verdict.reason or verdict.text)
         assert self._taken
         for kind, data in owed:
-            if kind is Awaited.OWN:
+            if self._taken.done:
+                break
+            if kind in (Awaited.OWN, Awaited.CANCELLED):
                 effects.to_client(data)
-            elif kind not in (Awaited.CHUNKS_DONE, Awaited.CONCLUDE):
+            elif kind not in (Awaited.GREETING, Awaited.CHUNKS_DONE, Awaited.CONCLUDE):
                 effects.to_client(self._taken.answer(_VERBS.get(kind, data)))
+        if self._chunk_refusal and not self._taken.done:
+            effects.to_client(self._chunk_refusal)
         self._serve(self._unread())
 
     def greet_and_take_over(self, reason: str) -> None:
@@ -208,7 +212,8 @@ class SessionState:
 
     def _take_over(self, reason: str) -> None:
         enhanced = b"ENHANCEDSTATUSCODES" in self.offers
-        self._taken = TakeOver(self._settings, enhanced, reason, self._in_line, self._body, self._chunk_left)
+        in_line = self._in_line or self.phase in (Phase.LONG, Phase.SKIP)
+        self._taken = TakeOver(self._settings, enhanced, reason, in_line, self._body, self._chunk_left)
         self.phase = Phase.TAKEN
         self._effects.taken_over(reason)
 
@@ -217,7 +222,7 @@ class SessionState:
         answers = self._taken.feed(data)
         if answers:
             self._effects.to_client(answers)
-        if self._taken.done:
+        if self._taken.done or self._client_done:
             self.end()
 
     def end(self) -> None:

@@ -41,7 +41,7 @@ class Action(enum.Enum):
     REFUSE = enum.auto()  # answer for the server, which never sees the command; the session goes on
     TAKEOVER = enum.auto()  # answer, drop the server, play server until the client leaves
     HANGUP = enum.auto()  # answer, close both sides
-    DIRECT = enum.auto()  # stop looking: relay both ways from here on
+    DIRECT = enum.auto()  # after a reply only: stop looking, relay both ways from here on
 
 
 @dataclass(frozen=True, slots=True)
