@@ -1,8 +1,8 @@
 """Where a message ends: the framing of DATA (RFC 5321 section 4.5.2), on whole buffers.
 
 Only CRLF . CRLF ends a message. A lone dot between line ends of which one is not CRLF is what SMTP smuggling
-is made of: some servers would take it for the end. So is a dot before a NUL, where OpenSMTPD believes its line
-to end. A dot behind a bare newline is text to one server and stuffing to another, which could show a scanner
+is made of: some servers would take it for the end. So is a dot before a NUL, where OpenSMTPD sees its line
+end. A dot behind a bare newline is text to one server and stuffing to another, which could show a scanner
 other words than a reader. Depending on `bare_newline` all that is refused, rewritten or passed.
 """
 
