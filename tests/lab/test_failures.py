@@ -345,3 +345,15 @@ def test_a_server_that_cannot_be_reached(network: Network, gateway: GatewayFacto
             assert client.ask("MAIL FROM:<a@client.test>").startswith("451")
         assert time.monotonic() - begin < 4
     listener.close()
+
+
+def test_a_client_that_speaks_while_its_server_is_sought_is_heard_later(
+    network: Network, gateway: GatewayFactory
+) -> None:
+    running = gateway({"timeout_connect": 1})
+    with Talk(network.client.connect(("198.51.100.99", 25))) as client:  # nobody has that address
+        client.say("EHLO client.test", "MAIL FROM:<a@client.test>", "QUIT")
+        client.socket.shutdown(socket.SHUT_WR)
+        assert [client.reply()[:3] for _ in range(4)] == ["220", "250", "451", "221"]
+        assert client.rest() == b""
+    assert "BUG" not in running.log

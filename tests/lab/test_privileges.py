@@ -1,0 +1,137 @@
+"""What a worker may do once it faces the network, and what the privileged supervisor keeps away from."""
+
+import pwd
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.gateway import GROUP, USER, Gateway
+from lab.network import CLIENT4, CLIENT6, Network
+from lab.process import wait_until
+from tests.lab.conftest import GatewayFactory
+from tests.lab.scripted import ScriptedServer, Talk, server_on
+
+pytestmark = pytest.mark.lab
+
+NET_RAW = 1 << 13
+ESTABLISHED, LISTEN = "01", "0A"
+
+
+@pytest.fixture
+def server(network: Network) -> Iterator[ScriptedServer]:
+    server = server_on(network.mail, 45)
+    yield server
+    server.close()
+
+
+def facts(text: str) -> dict[str, str]:
+    """Give the lines of a /proc/PID/status by their names."""
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+
+
+def capabilities(status: dict[str, str]) -> dict[str, int]:
+    return {name: int(value, 16) for name, value in status.items() if name.startswith("Cap")}
+
+
+@pytest.mark.parametrize(
+    ("mode", "kept"), [("tproxy", NET_RAW), ("tproxy,netfilter", NET_RAW), ("netfilter", 0)]
+)
+def test_a_worker_has_the_one_capability_that_its_mode_needs(
+    gateway: GatewayFactory, mode: str, kept: int
+) -> None:
+    account = pwd.getpwnam(USER)
+    for pid in gateway({"mode": mode}).workers():
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            status = facts((thread / "status").read_text())
+            assert capabilities(status) == {
+                "CapPrm": kept,
+                "CapEff": kept,
+                **dict.fromkeys(("CapInh", "CapBnd", "CapAmb"), 0),
+            }
+            assert status["NoNewPrivs"] == "1"
+            assert set(status["Uid"].split()) == {str(account.pw_uid)}
+            assert set(status["Gid"].split()) == {str(account.pw_gid)}
+            assert status["Groups"] == str(account.pw_gid)
+
+
+def test_a_worker_gets_all_groups_of_its_user_and_no_others(
+    network: Network, gateway: GatewayFactory
+) -> None:
+    group = network.router.root / "etc/group"
+    before = group.read_text()
+    group.write_text(f"{before}scanners:x:61050:{USER}\nothers:x:61051:root\n")
+    try:
+        running = gateway({"set_group": None})
+        for pid in running.workers():
+            status = facts(Path(f"/proc/{pid}/status").read_text())
+            assert set(status["Groups"].split()) == {str(pwd.getpwnam(USER).pw_gid), "61050"}
+    finally:
+        group.write_text(before)
+    assert GROUP not in running.file.read_text()
+
+
+def test_the_action_script_has_no_privileges_and_no_descriptors(
+    network: Network, server: ScriptedServer, gateway: GatewayFactory
+) -> None:
+    script = network.directory / "action"
+    script.write_text(
+        "#!/bin/sh\n"
+        f'd={network.directory}/gateway-*/; cat /proc/self/status > "$(echo $d)status"\n'
+        f'ls -l /proc/$$/fd > "$(echo $d)files"; echo "$@" > "$(echo $d)done"\n'
+    )
+    script.chmod(0o755)
+    running = gateway({"action_script": str(script), "max_per_host": 1})
+    first, second = (Talk(network.client.connect(server.address, source=CLIENT4)) for _ in range(2))
+    with first, second:
+        assert first.reply().startswith("220")
+        assert second.reply().startswith("554")
+    wait_until((running.directory / "done").exists, 5, "the end of the script")
+    assert (running.directory / "done").read_text() == f"MAX_HOST {CLIENT4} - \n"
+    status = facts((running.directory / "status").read_text())
+    assert set(capabilities(status).values()) == {0}
+    assert status["NoNewPrivs"] == "1"
+    assert set(status["Uid"].split()) == {str(pwd.getpwnam(USER).pw_uid)}
+    files = (running.directory / "files").read_text()
+    assert files.count("-> /dev/null") == 3  # the shell's own are the script and what it reads
+    assert "socket:" not in files
+    assert "memfd:" not in files
+
+
+def sockets(pid: int) -> set[str]:
+    """Give the inode numbers of the sockets that a process has open."""
+    names = (str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir())
+    return {name[8:-1] for name in names if name.startswith("socket:[")}
+
+
+def inodes(gateway: Gateway, state: str) -> set[str]:
+    """Give the inode numbers of the TCP sockets of the gateway's host in a state."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{gateway.host.pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == state:
+                found.add(fields[9])
+    return found
+
+
+def test_only_workers_hold_connections_each_its_own(
+    network: Network, server: ScriptedServer, gateway: GatewayFactory
+) -> None:
+    running = gateway(None)
+    assert running.process
+    talks = [Talk(network.client.connect(server.address, source=CLIENT4)).greet() for _ in range(5)]
+    six = Talk(network.client.connect(("2001:db8:25::25", 25), source=CLIENT6))  # Postfix, or nobody
+    talks.append(six)
+    connected, listening = inodes(running, ESTABLISHED), inodes(running, LISTEN)
+    assert len(connected) >= 10
+    assert len(listening) == 2
+    supervisor = sockets(running.process.pid)
+    assert not supervisor & connected
+    assert supervisor >= listening
+    first, second = (sockets(pid) for pid in running.workers())
+    assert connected <= first | second
+    assert not first & second
+    assert len(first & listening) == len(second & listening) == 1
+    for talk in talks:
+        talk.close()
