@@ -7,7 +7,7 @@ import pytest
 from lab import router
 from lab.gateway import Gateway, Options
 from lab.network import Network
-from lab.servers import Clamd, Postfix, Spamd
+from lab.servers import Clamd, Exim, OpenSMTPD, Postfix, Spamd
 
 GatewayFactory = Callable[[Options | None], Gateway]
 
@@ -28,6 +28,30 @@ def postfix(postfix_server: Postfix) -> Postfix:
     """Postfix with empty mailboxes."""
     postfix_server.clear()
     return postfix_server
+
+
+@pytest.fixture(scope="session")
+def exim_server(network: Network) -> Exim:
+    return Exim(network.mail).start()
+
+
+@pytest.fixture
+def exim(exim_server: Exim) -> Exim:
+    """Exim with empty mailboxes."""
+    exim_server.clear()
+    return exim_server
+
+
+@pytest.fixture(scope="session")
+def opensmtpd_server(network: Network) -> OpenSMTPD:
+    return OpenSMTPD(network.mail).start()
+
+
+@pytest.fixture
+def opensmtpd(opensmtpd_server: OpenSMTPD) -> OpenSMTPD:
+    """OpenSMTPD with empty mailboxes."""
+    opensmtpd_server.clear()
+    return opensmtpd_server
 
 
 @pytest.fixture(scope="session")

@@ -120,18 +120,14 @@ def test_postfix_offers_xclient_to_the_router_alone(network: Network, postfix: P
     assert b"XCLIENT" not in ehlo("client")
 
 
-def test_exim(network: Network) -> None:
-    server = Exim(network.mail).start()
-    deliver(network, server)
-    assert "sender@client.test" in server.log
-    assert swaks(network.client, server.ipv4, "--tls").accepted
-    server.stop()
+def test_exim(network: Network, exim: Exim) -> None:
+    deliver(network, exim)
+    assert "sender@client.test" in exim.log
+    assert swaks(network.client, exim.ipv4, "--tls").accepted
 
 
-def test_opensmtpd(network: Network) -> None:
-    server = OpenSMTPD(network.mail).start()
-    deliver(network, server)
-    server.stop()
+def test_opensmtpd(network: Network, opensmtpd: OpenSMTPD) -> None:
+    deliver(network, opensmtpd)
 
 
 def test_load_into_a_sink_through_haproxy(network: Network) -> None:
