@@ -34,7 +34,8 @@ def obstacles(config: Config) -> list[str]:
 def warnings(config: Config) -> list[str]:
     """Say what works, but hardly as it is meant."""
     found = []
-    if identity(config.set_user, config.set_group).uid == 0:
+    who = identity(config.set_user, config.set_group)
+    if who.uid == 0:
         found.append("set_user: the workers run as root, which breaks locking; name another user")
     needed, allowed = descriptors(config), resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if allowed != resource.RLIM_INFINITY and allowed < needed:
@@ -42,7 +43,18 @@ def warnings(config: Config) -> list[str]:
             f"max_connections {config.max_connections}: may need {needed} open files, of which the system "
             f"allows {allowed}; raise the hard limit (ulimit -Hn, LimitNOFILE=)"
         )
+    script = config.action_script
+    if script and not _runnable(script, who):
+        found.append(
+            f"action_script {script}: no program that {_name(who)} may run; no event will start it; "
+            "correct its name or its permissions"
+        )
     return found
+
+
+def _runnable(program: Path, who: Identity) -> bool:
+    with _as(who):
+        return os.path.isfile(program) and os.access(program, os.X_OK, effective_ids=True)  # noqa: PTH113
 
 
 def descriptors(config: Config) -> int:

@@ -125,6 +125,22 @@ def test_a_scanner_that_is_not_there_is_no_hindrance_with_ignore_errors(gateway:
         assert client.greet().begin().finish().startswith("250")
 
 
+@pytest.mark.parametrize("permissions", [None, 0o600, 0o755])
+def test_an_action_script_that_cannot_run_is_told_at_the_start(
+    gateway: Gateway, permissions: int | None
+) -> None:
+    script = gateway.home / "script"
+    if permissions:
+        script.write_text("#!/bin/sh\n")
+        script.chmod(permissions)
+    gateway.write(action_script=str(script))
+    done = gateway.run()
+    assert done.returncode == 0
+    assert done.stderr.count("\n") == (permissions != 0o755)
+    if done.stderr:
+        assert done.stderr.startswith(f"smtp-gated: warning: action_script {script}: no program that user ")
+
+
 @BOTH
 @pytest.mark.parametrize(
     ("options", "words"),
