@@ -8,6 +8,9 @@ LINE_MAX = 2048
 ANSWER_MAX = 12288
 """Longest AUTH command or answer to its challenge (RFC 4954 section 4)."""
 
+CHUNK_MAX = 2**31 - 2**16
+"""Longest chunk, with room for the gateway's header: Exim counts modulo 2**32 and would lose its place."""
+
 # Quantifiers are possessive throughout: none ever tries a shorter match, so that no line costs more than its
 # length.
 _VERB = rb"[ \t\v\f]*+([^ \t\v\f\0\r\n]*+)"
@@ -52,6 +55,9 @@ def argument(line: bytes) -> bytes:
 
 
 def chunk(line: bytes) -> tuple[int, bool] | None:
-    """Read `BDAT size [LAST]` (RFC 3030): the size in bytes, whether it is the last; None when malformed."""
+    """Read `BDAT size [LAST]` (RFC 3030): the size in bytes, whether it is the last.
+
+    None when malformed or over CHUNK_MAX.
+    """
     found = _BDAT.fullmatch(line)
-    return (int(found[1]), bool(found[2])) if found else None
+    return (int(found[1]), bool(found[2])) if found and int(found[1]) <= CHUNK_MAX else None
