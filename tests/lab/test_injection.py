@@ -157,7 +157,7 @@ def test_bare_newlines_in_commands_are_refused(
 ) -> None:
     gateway(None)
     for bad in (b"\n", b"\r", b"\0", b"\r\r\n", b"\n\r"):
-        for line in (b"NOOP%sNOOP\r\n", b"MAIL FROM:<a@b.test>%s\r\n", b"XYZZY" + b"x" * 5000 + b"%s\r\n"):
+        for line in (b"NOOP%sNOOP\r\n", b"MAIL FROM:<a@b.test>%s\r\n", b"XYZZY " + b"x" * 5000 + b"%s\r\n"):
             heard = attack(network, server, line % bad)
             assert re.match(rb"550 .*\r\n(?:(?:250|502) .*\r\n)?221 ", heard), (line, bad, heard)
 
