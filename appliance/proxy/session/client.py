@@ -242,11 +242,15 @@ class ClientSide(ContentSide):
         if self._chunks is Chunks.OPEN:
             self._answer_here(503, "5.5.1", self._settings.texts.proto_error)
             return
+        self._chunks = Chunks.NONE
         self._mail_line = line
-        if self._chunks is Chunks.NONE and not self._gates & (Gate.MAIL | Gate.REPLY_MAIL):
+        if not self._gates & (Gate.MAIL | Gate.REPLY_MAIL):
             self._pass_line(Awaited.PLAIN, b"MAIL")
         else:
-            self._checked(Gate.MAIL, command.path(line), Awaited.MAIL_WATCHED, command.path(line))
+            address = command.path(line)
+            watched = self._gates & Gate.REPLY_MAIL
+            kind, owed = (Awaited.MAIL_WATCHED, address) if watched else (Awaited.PLAIN, b"MAIL")
+            self._checked(Gate.MAIL, address, kind, owed)
 
     def _rcpt(self, line: bytes) -> None:
         if self._chunks is Chunks.OPEN:

@@ -139,6 +139,11 @@ class Recorder:
         return True
 
     @property
+    def waits(self) -> bool:
+        """Whether a late verdict is due."""
+        return self._pending is not None
+
+    @property
     def passed(self) -> list[bytes]:
         """The messages whose end was released, as the scanners saw them."""
         return [bytes(copy.spool) for copy in self.copies if copy.passed]

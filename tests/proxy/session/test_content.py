@@ -340,6 +340,16 @@ BDAT = [
         server=["BDAT 1", b"x", "MAIL FROM:<a>", "DATA"],
     ),
     case(
+        "4.3 MAIL and its chunks in one go: the reply to MAIL does not touch them",
+        C("MAIL FROM:<a>", "RCPT TO:<b>", "BDAT 1 LAST", b"x"),
+        S("250 a", "250 b", "250 one"),
+        S("250 taken"),
+        client=["250 a", "250 b", "250 taken"],
+        server=["MAIL FROM:<a>", "RCPT TO:<b>", "BDAT 1", b"x", "BDAT 0 LAST"],
+        verdicts={Gate.MAIL: PASS, Gate.REPLY_MAIL: PASS, Gate.END: PASS},
+        events=["MAIL a", "begin", "REPLY_MAIL 250 a", "END", "finish"],
+    ),
+    case(
         "4.3 without CHUNKING on offer BDAT is refused and its bytes dropped",
         C("BDAT 6 LAST", b"QUIT\r\n", "NOOP"),
         S("250 a"),
