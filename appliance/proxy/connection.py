@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import cast
 
 from appliance.proxy import admission
+from appliance.proxy.checks import Checks
 from appliance.proxy.inspection import Inspection
 from appliance.proxy.lookup import Endpoint, Route
 from appliance.proxy.relay import Relay, ServerSide
 from appliance.proxy.scoreboard import Counter
-from appliance.proxy.service import Service
 from appliance.proxy.session import Gate, Phase, Session, Verdict
 from appliance.proxy.session.reply import reply
 from appliance.proxy.session.state import AUTH_ACCEPTED, AUTH_OFFERED
@@ -74,11 +74,12 @@ class Connections:
 class Connection(Relay):
     """One client. Implements the session's `Effects`."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, service: Service, connections: Connections) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, checks: Checks, connections: Connections) -> None:
         super().__init__(loop)
-        self._service = service
+        self._checks = checks
+        self._service = checks.service
         self._connections = connections
-        self.slot: int
+        self.slot = -1
         self._visit: Visit
         self._inspection: Inspection
         self._session: Session | None = None
@@ -90,9 +91,12 @@ class Connection(Relay):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client was accepted: let it in, or tell it why not."""
         self._client = cast("asyncio.Transport", transport)
-        client = _endpoint(transport.get_extra_info("peername"))
+        if not (peer := transport.get_extra_info("peername")):
+            self._client.abort()  # it has left already, and has no address any more
+            return
+        client = _endpoint(peer)
         self._visit = Visit(self._service, client, _endpoint(transport.get_extra_info("sockname")))
-        self._inspection = Inspection(self._visit, self.resume)
+        self._inspection = Inspection(self._visit, self._checks, self.resume)
         self._service.clients.opened(client.address)
         self.slot = self._connections.enter(self)
         self._arm(self._service.config.timeout_idle)
@@ -104,8 +108,9 @@ class Connection(Relay):
 
     def connection_lost(self, _error: Exception | None) -> None:
         """The client is gone."""
-        self.finish("client")
-        self._connections.leave(self)
+        if self.slot >= 0:
+            self.finish("client")
+            self._connections.leave(self)
 
     async def _admit(self) -> None:
         try:
@@ -145,14 +150,14 @@ class Connection(Relay):
     def server_reached(self) -> None:
         """The session begins."""
         origin = None
-        if self._service.settings.mask_xclient:
+        if self._checks.settings.mask_xclient:
             client, local = self._visit.client, self._visit.local
             origin = ClientOrigin(client.address, client.port, local.address, local.port)
         self._begin_session(origin)
 
     def _begin_session(self, origin: ClientOrigin | None) -> Session:
         self._admission = None
-        self._session = self._visit.session = Session(self._service.settings, self, origin)
+        self._session = self._visit.session = Session(self._checks.settings, self, origin)
         return self._session
 
     def client_said(self, data: bytes) -> None:
@@ -187,19 +192,19 @@ class Connection(Relay):
 
     def begin_message(self) -> bytes:
         """A message begins: give the header to insert."""
-        return self._inspection.begin_message()
+        return self._inspection.message.begin()
 
     def spool(self, data: bytes) -> Verdict | None:
         """Copy a piece of the message."""
-        return self._inspection.spool(data)
+        return self._inspection.message.add(data)
 
     def drop_message(self) -> None:
         """The message will not be finished."""
-        self._inspection.drop_message()
+        self._inspection.message.drop()
 
     def finish_message(self) -> None:
         """The message was released to the server."""
-        self._inspection.finish_message()
+        self._inspection.message.finish()
 
     def direct(self) -> None:
         """Relay both ways without looking from here on."""
@@ -297,7 +302,7 @@ class Connection(Relay):
         state, flags, transactions = "connect" if visit.route else "ident", "", 0
         if session:
             begun = "helo" if session.commands else "pre"
-            state = self._inspection.scanning or _STATES.get(session.phase, begun)
+            state = self._inspection.message.scanning or _STATES.get(session.phase, begun)
             flags = ("a" if session.auth & AUTH_OFFERED else "") + (
                 "A" if session.auth & AUTH_ACCEPTED else ""
             )

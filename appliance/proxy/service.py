@@ -16,8 +16,6 @@ from appliance.proxy.action import ActionScript
 from appliance.proxy.clients import Clients
 from appliance.proxy.locks import LockDirectory
 from appliance.proxy.scoreboard import Scoreboard
-from appliance.proxy.session import Gate, Settings, Texts
-from appliance.proxy.session.verdict import NO_GATES
 
 _LOAD_AGE = 1.0  # seconds for which a load average is believed
 
@@ -51,7 +49,6 @@ class Service:
             config.lock_path, config.lock_perm, config.lock_duration, os.geteuid(), self._expired
         )
         self.script = ActionScript(config.action_script, log) if config.action_script else None
-        self.settings = _settings(config, self._gates(), spool=self.spool_limit > 0)
         self._load = (0.0, 0.0)
 
     def load(self) -> float:
@@ -75,43 +72,3 @@ class Service:
 
     def _expired(self, path: Path) -> None:
         self.log.notice("LOCK:EXPIRED", lock=path)
-
-    def _gates(self) -> Gate:
-        config, gates = self.config, Gate.REPLY_AUTH
-        if config.earlytalk and config.mode != "fixed+xclient":
-            gates |= Gate.EARLY
-        if config.log_helo:
-            gates |= Gate.HELO
-        if self.spool_limit or config.auth_require != "no":
-            gates |= Gate.DATA
-        if self.spool_limit or config.lock_duration:
-            gates |= Gate.END
-        gates |= Gate.REPLY_MAIL if config.log_mail_from & {"accepted", "rejected"} else NO_GATES
-        gates |= Gate.REPLY_RCPT if config.log_rcpt_to & {"accepted", "rejected"} else NO_GATES
-        return gates
-
-
-def _settings(config: Config, gates: Gate, *, spool: bool) -> Settings:
-    texts = Texts(
-        hello=config.msg_hello,
-        sign_off=config.msg_sign_off,
-        proto_error=config.msg_proto_error,
-        unimpl_command=config.msg_unimpl_command,
-        transaction_failed=config.msg_transaction_failed,
-        session_timeout=config.msg_session_timeout,
-        pipeline_full=config.msg_pipeline_full,
-        size_limit=config.msg_size_limit,
-        fixed_xclient_fail=config.msg_fixed_xclient_fail,
-    )
-    return Settings(
-        proxy_name=config.proxy_name,
-        texts=texts,
-        gates=gates,
-        pipeline_size=config.pipeline_size,
-        on_takeover_cmds=config.on_takeover_cmds,
-        size_limit=config.size_limit,
-        bare_newline=config.bare_newline,
-        forbid_starttls=config.forbid_starttls,
-        mask_xclient=config.mode == "fixed+xclient",
-        spool=spool,
-    )

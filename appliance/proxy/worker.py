@@ -18,9 +18,10 @@ import traceback
 import uvloop
 
 from appliance import process
-from appliance.config import parse
+from appliance.config import Config, parse
 from appliance.log import Log
 from appliance.proxy import lookup, privileges, scanners
+from appliance.proxy.checks import Checks
 from appliance.proxy.clients import Clients
 from appliance.proxy.connection import Connection, Connections
 from appliance.proxy.scoreboard import Scoreboard
@@ -33,7 +34,7 @@ _ORDER_MAX = 8 << 20  # bytes; a configuration file has 1 MiB at most, JSON make
 class Worker:
     """What the sessions of this process share."""
 
-    _service: Service
+    _checks: Checks
     _log: Log
 
     def __init__(self, listener: socket.socket, board: Scoreboard, control: socket.socket) -> None:
@@ -66,7 +67,7 @@ class Worker:
             case "start":
                 await self._start(str(order["config"]), stderr=bool(order.get("stderr")))
             case "reload":
-                self._service = Service(parse(str(order["config"])), self._log, self._board, self._clients)
+                self._checks = self._configured(parse(str(order["config"])))
             case "drain":
                 self._close_listener()
                 self._end_if_drained()
@@ -86,14 +87,17 @@ class Worker:
         self._loop.set_exception_handler(self._bug)
         gc.collect()
         gc.freeze()  # modules and the like stay; there is no need to look through them again and again
-        self._service = Service(config, self._log, self._board, self._clients)
+        self._checks = self._configured(config)
         sweep(config.spool_path)
         self._server = await self._loop.create_server(
-            lambda: Connection(self._loop, self._service, self._connections),
+            lambda: Connection(self._loop, self._checks, self._connections),
             sock=self._listener,
             backlog=config.connect_queue,
         )
         self._say({"is": "ready"})
+
+    def _configured(self, config: Config) -> Checks:
+        return Checks(Service(config, self._log, self._board, self._clients))
 
     def _end_if_drained(self) -> None:
         """The last connection of a draining worker takes it along."""

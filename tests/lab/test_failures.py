@@ -330,9 +330,6 @@ def test_a_virus_is_refused_though_its_sender_cannot_be_locked(
     assert list(running.locks.iterdir()) == []
 
 
-@pytest.mark.xfail(
-    reason="Connection.connection_made fails when the client has no name any more", strict=True
-)
 def test_clients_that_vanish_before_they_are_accepted_leave_nothing(
     network: Network, server: ScriptedServer, gateway: GatewayFactory
 ) -> None:

@@ -1,0 +1,63 @@
+"""Checks: a gate and a verdict each. Who is let in stands in `admission.py`, what is scanned in `message.py`.
+
+`Checks` puts the configured ones together, once for each configuration; sessions ask through `Inspection`.
+"""
+
+from appliance.proxy.checks.auth import AuthOutcome, AuthRequired
+from appliance.proxy.checks.base import Check
+from appliance.proxy.checks.earlytalk import Earlytalk
+from appliance.proxy.checks.journal import HeloJournal, MailJournal, RcptJournal
+from appliance.proxy.service import Service
+from appliance.proxy.session import Gate, Settings, Texts
+from appliance.proxy.session.verdict import NO_GATES
+
+_ALL: tuple[type[Check], ...] = (Earlytalk, HeloJournal, AuthRequired, AuthOutcome, MailJournal, RcptJournal)
+"""Every check there is; those of one gate are asked in this order, until one does not pass."""
+
+
+class Checks:
+    """The checks that a configuration wants, by gate, and the session's settings that follow from it."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        wanted = [check(service) for check in _ALL if check.wanted(service.config)]
+        self._at = {gate: [check for check in wanted if check.gate is gate] for gate in Gate}
+        gates = NO_GATES
+        for check in wanted:
+            gates |= check.gate
+        if service.spool_limit:
+            gates |= Gate.DATA
+        if service.spool_limit or service.config.lock_duration:
+            gates |= Gate.END
+        self.settings = _settings(service, gates)
+
+    def at(self, gate: Gate) -> list[Check]:
+        """Give the checks of a gate."""
+        return self._at[gate]
+
+
+def _settings(service: Service, gates: Gate) -> Settings:
+    config = service.config
+    texts = Texts(
+        hello=config.msg_hello,
+        sign_off=config.msg_sign_off,
+        proto_error=config.msg_proto_error,
+        unimpl_command=config.msg_unimpl_command,
+        transaction_failed=config.msg_transaction_failed,
+        session_timeout=config.msg_session_timeout,
+        pipeline_full=config.msg_pipeline_full,
+        size_limit=config.msg_size_limit,
+        fixed_xclient_fail=config.msg_fixed_xclient_fail,
+    )
+    return Settings(
+        proxy_name=config.proxy_name,
+        texts=texts,
+        gates=gates,
+        pipeline_size=config.pipeline_size,
+        on_takeover_cmds=config.on_takeover_cmds,
+        size_limit=config.size_limit,
+        bare_newline=config.bare_newline,
+        forbid_starttls=config.forbid_starttls,
+        mask_xclient=config.mode == "fixed+xclient",
+        spool=service.spool_limit > 0,
+    )

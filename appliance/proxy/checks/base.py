@@ -1,0 +1,28 @@
+"""What a check is: the base class, for the modules beside this one."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from appliance.config import Config
+from appliance.proxy.service import Service
+from appliance.proxy.session import Gate, Verdict
+from appliance.proxy.visit import Visit
+
+
+class Check(ABC):
+    """One thing that is looked at, at one gate. Made once for each configuration."""
+
+    gate: ClassVar[Gate]
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._config = service.config
+
+    @staticmethod
+    @abstractmethod
+    def wanted(config: Config) -> bool:
+        """Tell whether a configuration has work for this check."""
+
+    @abstractmethod
+    def ask(self, visit: Visit, subject: bytes) -> Verdict:
+        """Judge what stands at the gate (see `Gate` for the subject)."""
