@@ -53,25 +53,27 @@ class ClientSide(ContentSide):
         return bool(self._awaited) and self._awaited[0][0] is Awaited.GREETING
 
     def _early(self, verdict: Verdict) -> None:
-        self._gates &= ~Gate.EARLY  # asked once
+        self._gates = Gate(self._gates & ~Gate.EARLY)  # asked once
         if verdict.action is not Action.PASS:
             self._conclude(verdict)
 
     def _advance(self) -> None:
         """Read on as far as the bytes and the phase allow."""
-        while self._at < len(self._in):
-            step = _STEPS.get(self.phase)
-            if step is None or not step(self):
-                break
-        self._flush()
-        if self._at * 2 >= len(self._in):  # keep no more than twice what waits
-            self._end -= self._at
-            self._in = self._in[self._at :]
-            self._start = self._at = 0
-        self._leave_if_done()
+        if self._in:
+            while self._at < len(self._in):
+                step = _STEPS.get(self.phase)
+                if step is None or not step(self):
+                    break
+            self._flush()
+            if self._at * 2 >= len(self._in):  # keep no more than twice what waits
+                self._end -= self._at
+                self._in = self._in[self._at :]
+                self._start = self._at = 0
+        if self._client_done:
+            self._leave_if_done()
 
     def _leave_if_done(self) -> None:
-        if not self._client_done or self.phase in (Phase.ASKED, Phase.ENDING, Phase.DIRECT, Phase.CLOSED):
+        if self.phase in (Phase.ASKED, Phase.ENDING, Phase.DIRECT, Phase.CLOSED):
             return
         if not self._awaited or self.phase in (Phase.BODY, Phase.CHUNK, Phase.LONG, Phase.TAKEN):
             self.end()

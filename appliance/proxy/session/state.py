@@ -15,7 +15,7 @@ from appliance.proxy.session.verdict import PASS, Action, Effects, Gate, Setting
 from appliance.proxy.session.xclient import ClientOrigin
 
 
-class Phase(enum.Enum):
+class Phase(enum.IntEnum):
     """Where the client's direction stands. In the phases marked * its bytes wait."""
 
     COMMAND = enum.auto()

@@ -30,6 +30,9 @@ class Gate(enum.IntFlag):
     REPLY_RCPT = enum.auto()
     REPLY_AUTH = enum.auto()
 
+    # Tested several times for each mail, where the enum's own operators cost a microsecond each.
+    __and__ = __rand__ = int.__and__  # type: ignore[assignment]
+
 
 NO_GATES = Gate(0)
 

@@ -25,6 +25,7 @@ class Server:
 
     reading: str = "strict"
     chunking: bool = True
+    choosy: bool = True  # refuses some chunks
     accepted: list[bytes] = field(default_factory=list)
     commands: list[bytes] = field(default_factory=list)
     _buffer: bytes = b""
@@ -105,7 +106,7 @@ class Server:
             return b"354 go\r\n"
         if verb == b"BDAT" and self.chunking and (found := CHUNK.fullmatch(text)):
             self._chunk, self._chunk_left = text, int(found[1])
-            self._refused |= int(found[1]) % 7 == 6
+            self._refused |= self.choosy and int(found[1]) % 7 == 6
             return b"" if self._chunk_left else self._chunk_taken()
         if verb in (b"RSET", b"HELO", b"EHLO", b"MAIL"):
             self._reset()

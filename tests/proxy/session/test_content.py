@@ -368,7 +368,7 @@ BDAT = [
         )
         for bad in (
             *("BDAT", "BDAT -1", "BDAT x", "BDAT 1x", "BDAT 0x5", "BDAT +5", "BDAT 5 FIRST"),
-            *("BDAT 5 LAST LAST", "BDAT 1234567890123456", "BDAT 5LAST", "BDAT\v5"),
+            *("BDAT 5 LAST LAST", "BDAT 1234567890123456", "BDAT 2147483648", "BDAT 5LAST", "BDAT\v5"),
         )
     ),
     case(

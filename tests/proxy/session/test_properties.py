@@ -19,7 +19,7 @@ from tests.proxy.session.recorder import Recorder
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 profile = settings(
-    max_examples=20000 if DEEP else 200,
+    max_examples=4000 if DEEP else 200,
     deadline=None,
     derandomize=not DEEP,
     database=None,
@@ -235,9 +235,13 @@ def test_pieces_and_delays_change_nothing(
 ) -> None:
     if mode == "pass":
         reading = "mixed"  # any other server loses count, and then a session ends at whatever byte that shows
-    whole = run(said, mode, Server(reading, chunking))
+    # A chunk may be on its way already when the one before is refused, or not yet: so no chunk is.
+    whole = run(said, mode, Server(reading, chunking, choosy=False))
     note(repr(bytes(whole.checks.to_server_bytes)))
-    assert run(said, mode, Server(reading, chunking), late=late, seed=seed).outcome == whole.outcome
+    assert (
+        run(said, mode, Server(reading, chunking, choosy=False), late=late, seed=seed).outcome
+        == whole.outcome
+    )
 
 
 @given(
