@@ -1,7 +1,8 @@
 """What the lab's servers share: a directory in the run, addresses, start until ready, stop, log, mailboxes.
 
-The other modules of this package derive from `Server`. A mail server has addresses of its own on the mail
-host, 198.51.100.N and 2001:db8:25::N, so that several run side by side on port 25.
+The other modules of this package derive from `Server`. A mail server has addresses of its own on its host,
+198.51.100.N and 2001:db8:25::N on the mail host, so that several run side by side on port 25. One on the
+client host, at 10.77.1.N, is a company's mail server that sends outward.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ USERS = (
 DOMAIN = "example.test"
 PASSWORD = "secret"
 MAILBOX_OWNER = 61021  # alice's number on all hosts
+PREFIXES = {"mail": ("198.51.100.", "2001:db8:25::"), "client": ("10.77.1.", "fd77:1::")}
 
 
 class Server(ABC):
@@ -131,7 +133,7 @@ class MailServer(Server):
 
     def __init__(self, host: Host, name: str, number: int):
         super().__init__(host, name)
-        self.ipv4, self.ipv6 = f"198.51.100.{number}", f"2001:db8:25::{number}"
+        self.ipv4, self.ipv6 = (f"{prefix}{number}" for prefix in PREFIXES[host.name])
         for address in (f"{self.ipv4}/24", f"{self.ipv6}/64"):
             host.add_address(address)
         self.mail = self.directory / "mail"

@@ -36,11 +36,15 @@ recipient:
   deny message = relay not permitted
 
 begin routers
+{routers}
 mailbox:
   driver = accept
   transport = maildir
 
 begin transports
+outward:
+  driver = smtp
+
 maildir:
   driver = appendfile
   directory = {mail}/${{lookup{{$local_part}}lsearch{{{directory}/users}}}}
@@ -52,10 +56,16 @@ maildir:
 
 
 class Exim(MailServer):
-    """An Exim with its own queue and mailboxes, one for each host; `options` go into the main section."""
+    """An Exim with its own queue and mailboxes, one for each host.
 
-    def __init__(self, host: Host, *, options: str = "", number: int = 26):
-        super().__init__(host, "exim", number)
+    `options` go into the main section, `routers` before the mailboxes; their transport `outward` speaks SMTP.
+    """
+
+    def __init__(
+        self, host: Host, *, options: str = "", routers: str = "", name: str = "exim", number: int = 26
+    ):
+        super().__init__(host, name, number)
+        self.routers = routers
         self.log_file = self.directory / "log_main"
         self.options = options
 
@@ -81,6 +91,7 @@ class Exim(MailServer):
             certificate=pem,
             key=key,
             options=self.options,
+            routers=self.routers,
         )
         etc = self.host.root / "etc/exim4"
         etc.mkdir(exist_ok=True)
