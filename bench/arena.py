@@ -90,7 +90,7 @@ class Arena:
         if os.geteuid():
             raise LabError("the benchmark makes namespaces and mounts on the machine: run it as root")
         self._directory = RunDirectory("bench")
-        self.host = Host("bench", self._directory.path, image.require())
+        self.host = Host("mail", self._directory.path, image.require())
         self._gateway: Gateway | None = None
         try:
             self.host.ready()
