@@ -133,7 +133,10 @@ class SessionState:
 
     @property
     def backlog(self) -> int:
-        """Bytes of the client that wait for a reply or a verdict; the worker stops reading when they grow."""
+        """Bytes of the client that wait, for a reply, a verdict or the rest of their line.
+
+        The worker stops reading when they are more than the longest line, ANSWER_MAX.
+        """
         return len(self._in) - self._at
 
     def _reply(self, code: int, enhanced: str, text: str) -> bytes:
