@@ -75,6 +75,7 @@ def leave(_: Talk) -> None:
 
 
 def crash(talk: Talk) -> None:
+    time.sleep(0.1)  # the gateway knows by then that it is connected
     talk.reset()
     raise EOFError
 
