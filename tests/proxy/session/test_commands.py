@@ -234,7 +234,7 @@ COMMANDS = [
         S("535 no"),
         client=["535 no"],
         server=["AUTH PLAIN " + "x" * 12275],
-        sizes=(0, 1, 4096),
+        sizes=(0, 61, 4096),
     ),
     case(
         "4.1 a longer one is refused here",
@@ -242,7 +242,7 @@ COMMANDS = [
         S("250 ok"),
         client=[TOO_LONG, "250 ok"],
         server=["NOOP"],
-        sizes=(0, 1, 4096),
+        sizes=(0, 61, 4096),
     ),
     case(
         "4.1 an answer of 12288 bytes passes",
@@ -252,7 +252,7 @@ COMMANDS = [
         S("535 no"),
         client=["334 ", "535 no"],
         server=["AUTH PLAIN", "x" * 12286],
-        sizes=(0, 1, 4096),
+        sizes=(0, 61, 4096),
     ),
     case(
         "4.1 a longer answer cancels the exchange",
@@ -263,7 +263,7 @@ COMMANDS = [
         S("250 ok"),
         client=["334 ", TOO_LONG, "250 ok"],
         server=["AUTH PLAIN", "*", "NOOP"],
-        sizes=(0, 1, 4096),
+        sizes=(0, 61, 4096),
     ),
     case(
         "4.1 a checked verb may have 2048 bytes",
