@@ -1,7 +1,7 @@
 """Who is let in: the checks on a new connection, in their order, and the way to its server.
 
-Limits, load and locks are looked at before anything is spent on a client; then the destination is found and
-checked. The connection calls these and does the connecting and the talking.
+Limits, load and locks are looked at before anything is spent on a client; then the destination is found, and
+the checks of the gate CONNECT follow. The connection calls these and does the connecting and the talking.
 """
 
 import os
@@ -15,10 +15,6 @@ from appliance.proxy.visit import Visit
 _IP_TRANSPARENT = 19
 _IP_BIND_ADDRESS_NO_PORT = 24
 _IPV6_TRANSPARENT = 75
-
-
-class Refused(Exception):
-    """The client is turned away with one line; the text says why."""
 
 
 class Unreachable(Exception):
@@ -53,23 +49,14 @@ def refusal(visit: Visit) -> str | None:
 
 
 async def route(visit: Visit, accepted: socket.socket) -> Route:
-    """Find where a client meant to go. Raises Unreachable, or Refused for a way that leads back."""
+    """Find where a client meant to go. Raises Unreachable."""
     service, config = visit.service, visit.service.config
     try:
-        found = await service.lookup.find(accepted, visit.client, visit.local)
+        return await service.lookup.find(accepted, visit.client, visit.local)
     except LookupFailure as failure:
         service.board.add(Counter.REJECT_OTHER)
         service.log.err("LOOKUP:FAILED", **visit.who(), why=failure)
         raise Unreachable(f"{config.msg_lookup_failed} ({failure})") from None
-    target = found.destination
-    if not config.mode.startswith("fixed") and (
-        target.address == visit.client.address or service.is_own(target)
-    ):
-        service.board.add(Counter.REJECT_OTHER)
-        service.log.err("REJECT:LOOP", **visit.who(), dst=target)
-        raise Refused(config.msg_loop_avoidance)
-    service.log.info("NEW", **visit.who(), dst=target, on=visit.local)
-    return found
 
 
 def unreachable(visit: Visit, error: OSError) -> Unreachable:

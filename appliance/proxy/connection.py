@@ -18,7 +18,7 @@ from appliance.proxy.inspection import Inspection
 from appliance.proxy.lookup import Endpoint, Route
 from appliance.proxy.relay import Relay, ServerSide
 from appliance.proxy.scoreboard import Counter
-from appliance.proxy.session import Gate, Phase, Session, Verdict
+from appliance.proxy.session import Action, Gate, Phase, Session, Verdict
 from appliance.proxy.session.reply import reply
 from appliance.proxy.session.state import AUTH_ACCEPTED, AUTH_OFFERED
 from appliance.proxy.session.xclient import ClientOrigin
@@ -115,10 +115,13 @@ class Connection(Relay):
     async def _admit(self) -> None:
         try:
             accepted = cast("socket.socket", self._client.get_extra_info("socket"))
-            self._visit.route = await admission.route(self._visit, accepted)
-            await self._open_server(self._visit.route)
-        except admission.Refused as refused:
-            self._refuse(str(refused))
+            route = self._visit.route = await admission.route(self._visit, accepted)
+            verdict = await self._inspection.admit()
+            if verdict.action is not Action.PASS:
+                self._refuse(verdict.text)
+                return
+            self._service.log.info("NEW", **self._visit.who(), dst=route.destination, on=self._visit.local)
+            await self._open_server(route)
         except admission.Unreachable as unreachable:
             self._begin_session(None).greet_and_take_over(str(unreachable))
             self._listen()
@@ -249,6 +252,7 @@ class Connection(Relay):
         for running in (self._timer, self._admission):
             if running:
                 running.cancel()
+        self._inspection.cancel()
         if self._session:
             self._session.end()
         self.close_server()

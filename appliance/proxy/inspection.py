@@ -1,8 +1,10 @@
 """Whom a gate's question goes to: the connection hands the session's questions in here."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
 
 from appliance.proxy.checks import Checks
+from appliance.proxy.checks.base import Check
 from appliance.proxy.message import Message
 from appliance.proxy.session import PASS, Action, Gate, Verdict
 from appliance.proxy.visit import Visit
@@ -14,16 +16,60 @@ class Inspection:
     def __init__(self, visit: Visit, checks: Checks, resume: Callable[[Verdict], None]) -> None:
         self._visit = visit
         self._checks = checks
+        self._resume = resume
+        self._late: asyncio.Task[None] | None = None
         self.message = Message(visit, resume)
+
+    async def admit(self) -> Verdict:
+        """Answer the gate CONNECT, the one that is asked before there is a session."""
+        return await self._ask_on(PASS, iter(self._checks.at(Gate.CONNECT)), b"")
 
     def ask(self, gate: Gate, subject: bytes) -> Verdict | None:
         """Answer a gate of the session; None when the answer takes time."""
-        for check in self._checks.at(gate):
-            verdict = check.ask(self._visit, subject)
-            if verdict.action is not Action.PASS:
-                return verdict
+        checks = iter(self._checks.at(gate))
+        for check in checks:
+            answer = check.ask(self._visit, subject)
+            if not isinstance(answer, Verdict):
+                self._late = asyncio.get_running_loop().create_task(
+                    self._answer(answer, checks, gate, subject)
+                )
+                return None
+            if answer.action is not Action.PASS:
+                return answer
+        return self._ask_message(gate)
+
+    def cancel(self) -> None:
+        """Nobody waits for an answer any more."""
+        if self._late:
+            self._late.cancel()
+
+    def _ask_message(self, gate: Gate) -> Verdict | None:
         if gate is Gate.DATA:
             return self.message.open()
         if gate is Gate.END:
             return self.message.end()
         return PASS
+
+    async def _answer(
+        self, first: Awaitable[Verdict], checks: Iterator[Check], gate: Gate, subject: bytes
+    ) -> None:
+        try:
+            verdict: Verdict | None = await self._ask_on(await first, checks, subject)
+        except Exception as error:  # a check that breaks down must not take good mail with it
+            told = {"message": f"a check at {gate.name} failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(told)
+            verdict = PASS
+        self._late = None
+        if verdict is PASS:
+            verdict = self._ask_message(gate)
+        if verdict:
+            self._resume(verdict)
+
+    async def _ask_on(self, verdict: Verdict, checks: Iterator[Check], subject: bytes) -> Verdict:
+        """Ask further checks as long as they pass."""
+        for check in checks:
+            if verdict.action is not Action.PASS:
+                break
+            answer = check.ask(self._visit, subject)
+            verdict = answer if isinstance(answer, Verdict) else await answer
+        return verdict

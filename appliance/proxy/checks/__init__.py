@@ -7,11 +7,20 @@ from appliance.proxy.checks.auth import AuthOutcome, AuthRequired
 from appliance.proxy.checks.base import Check
 from appliance.proxy.checks.earlytalk import Earlytalk
 from appliance.proxy.checks.journal import HeloJournal, MailJournal, RcptJournal
+from appliance.proxy.checks.loop import Loop
 from appliance.proxy.service import Service
 from appliance.proxy.session import Gate, Settings, Texts
 from appliance.proxy.session.verdict import NO_GATES
 
-_ALL: tuple[type[Check], ...] = (Earlytalk, HeloJournal, AuthRequired, AuthOutcome, MailJournal, RcptJournal)
+_ALL: tuple[type[Check], ...] = (
+    Loop,
+    Earlytalk,
+    HeloJournal,
+    AuthRequired,
+    AuthOutcome,
+    MailJournal,
+    RcptJournal,
+)
 """Every check there is; those of one gate are asked in this order, until one does not pass."""
 
 

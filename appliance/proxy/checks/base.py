@@ -1,6 +1,7 @@
 """What a check is: the base class, for the modules beside this one."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable
 from typing import ClassVar
 
 from appliance.config import Config
@@ -24,5 +25,9 @@ class Check(ABC):
         """Tell whether a configuration has work for this check."""
 
     @abstractmethod
-    def ask(self, visit: Visit, subject: bytes) -> Verdict:
-        """Judge what stands at the gate (see `Gate` for the subject)."""
+    def ask(self, visit: Visit, subject: bytes) -> Verdict | Awaitable[Verdict]:
+        """Judge what stands at the gate (see `Gate` for the subject); a REPLY gate at once.
+
+        What is awaited is bounded in time by the check itself. At CONNECT anything but PASS turns the client
+        away with the verdict's text.
+        """

@@ -18,15 +18,14 @@ class Gate(enum.IntFlag):
     `Session.resume`.
     """
 
+    CONNECT = enum.auto()  # before there is a server, and a session to ask; subject: empty
     EARLY = enum.auto()  # bytes before the greeting; subject: those bytes
     HELO = enum.auto()  # subject: the name the client gave
     MAIL = enum.auto()  # subject: the reverse-path, without its angle brackets
     RCPT = enum.auto()  # subject: the forward-path
     DATA = enum.auto()  # before DATA or the first BDAT; subject: empty
     END = enum.auto()  # the message is whole, its end withheld; subject: empty
-    REPLY_MAIL = (
-        enum.auto()
-    )  # subject of all three: the reply code as three digits, a blank, and what it answers
+    REPLY_MAIL = enum.auto()  # subject of all three: the code as three digits, a blank, what it answers
     REPLY_RCPT = enum.auto()
     REPLY_AUTH = enum.auto()
 
