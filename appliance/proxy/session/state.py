@@ -71,7 +71,7 @@ class Chunks(enum.Enum):
 AUTH_OFFERED, AUTH_ACCEPTED, AUTH_REJECTED = 1, 2, 4
 """Bits of `Session.auth`."""
 
-UNINSPECTABLE = frozenset((b"XEXCH50", b"BURL"))
+UNINSPECTABLE = frozenset((b"XEXCH50", b"BURL", b"X-ANONYMOUSTLS"))
 """Extensions by which content would reach the server past the gateway's eyes: never offered."""
 
 
