@@ -1,4 +1,4 @@
-"""What holds for every test: under CI a skipped test fails the run, so that nothing missing hides a failure."""
+"""What holds for every test: under CI a skipped test fails the run, so that nothing hides a failure."""
 
 import os
 
