@@ -17,6 +17,8 @@ import pytest
 from tests.lab.scripted import ScriptedServer, Talk
 from tests.supervisor.test_life import PROGRAM, Gateway, wait_until
 
+pytestmark = pytest.mark.lab
+
 UNPRIVILEGED = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--inh-caps=-all"]
 BOTH = pytest.mark.parametrize("arguments", [["-f"], []], ids=["foreground", "background"])
 
