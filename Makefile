@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 APT := iproute2 nftables python3-venv
 
-.PHONY: setup check test demo bench clean
+.PHONY: setup check test demo bench docs clean
 
 setup: .venv/.ready
 
@@ -21,6 +21,10 @@ check: setup
 
 test: check
 	.venv/bin/pytest -q -m lab
+	$(PYTHON) -m tests.options
+
+docs: setup
+	$(PYTHON) -m tests.options
 
 demo: setup
 	@$(PYTHON) -m lab.demo
