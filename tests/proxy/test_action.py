@@ -115,7 +115,7 @@ def test_the_script_is_alone_in_its_session_and_inherits_nothing(tmp_path: Path,
     async def work() -> None:
         program = script(
             tmp_path,
-            "ls -l /proc/$$/fd >new\n"  # no pipe: the shell has its ends open for a moment
+            "cp -RP /proc/$$/fd new\n"  # no pipe and no redirection: the shell would hold their ends
             "cut -d' ' -f1,6 /proc/$$/stat >session\nmv new files",
         )
         kept = os.open("/etc/hostname", os.O_RDONLY)
@@ -123,13 +123,10 @@ def test_the_script_is_alone_in_its_session_and_inherits_nothing(tmp_path: Path,
         ActionScript(program, log).run(EVENT)
         await until((tmp_path / "files").exists)
         os.close(kept)
-        listed = (tmp_path / "files").read_text().splitlines()[1:]
-        files = [line.split(maxsplit=8)[8] for line in listed]
-        assert [line for line in files if not line.endswith(str(program))] == [
-            "0 -> /dev/null",
-            "1 -> /dev/null",
-            "2 -> /dev/null",
-        ]
+        files = {link.name: link.readlink() for link in (tmp_path / "files").iterdir()}
+        assert {name: file for name, file in files.items() if file != program} == dict.fromkeys(
+            "012", Path("/dev/null")
+        )
         pid, session = (tmp_path / "session").read_text().split()
         assert pid == session
 
