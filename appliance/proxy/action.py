@@ -1,6 +1,6 @@
 """The administrator's action script: started once for an event, told everything, never waited for.
 
-The worker calls `ActionScript.run`. Whether an event deserves the script is decided where locks are made.
+`events.py` calls `ActionScripts.run`. Whether an event deserves the script is decided there.
 The script runs as the gateway's user in a process session of its own, so nothing it does reaches the
 gateway; its exit status is ignored.
 """
@@ -71,51 +71,67 @@ def _clean(value: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in value[:_VALUE_LENGTH])
 
 
-class ActionScript:
-    """Runs `script` for events: at most 32 at once, each for at most `timeout` seconds."""
+class ActionScripts:
+    """Runs the scripts of a worker: at most 32 at once, each for at most `timeout` seconds.
 
-    def __init__(self, script: Path, log: Log, timeout: float = _TIMEOUT) -> None:
-        self._script = script
+    The worker has one of these for all its configurations, so that reloads do not multiply the bounds.
+    """
+
+    def __init__(self, log: Log, timeout: float = _TIMEOUT) -> None:
         self._log = log
         self._timeout = timeout
         self._turns = asyncio.Semaphore(_RUNNING)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: list[Event] = []  # those without a turn so far
 
-    def run(self, event: Event) -> None:
-        """Start the script for an event when its turn comes. Never waits; a flood is dropped and logged."""
+    def run(self, script: Path, event: Event) -> None:
+        """Start `script` for an event when its turn comes. Never waits; a flood is dropped and logged."""
         if len(self._tasks) >= _RUNNING + _WAITING:
-            self._log.warning(
-                "ACTION:DROPPED", found=event.found, src=event.source_ip, why="too many scripts are running"
-            )
+            self._dropped(event, "too many scripts are running")
             return
-        task = asyncio.get_running_loop().create_task(self._run(event))
+        self._waiting.append(event)
+        task = asyncio.get_running_loop().create_task(self._run(script, event))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, event: Event) -> None:
+    async def finish(self, within: float) -> None:
+        """The worker ends: give scripts `within` seconds to start and to end.
+
+        Those that still run go on by themselves, those that still wait are dropped and logged.
+        """
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=within)
+        for event in self._waiting:
+            self._dropped(event, "the gateway ends")
+
+    def _dropped(self, event: Event, why: str) -> None:
+        self._log.warning("ACTION:DROPPED", found=event.found, src=event.source_ip, why=why)
+
+    async def _run(self, script: Path, event: Event) -> None:
         environment = event.environment()
         command = (
-            self._script,
+            script,
             environment["FOUND"],
             environment["SOURCE_IP"],
             environment["IDENT"] or "-",
             environment["TARGET_IP"],
         )
         async with self._turns:
+            self._waiting.remove(event)
             try:
-                await self._watch(await asyncio.to_thread(_start, command, environment), event)
+                await self._watch(await asyncio.to_thread(_start, command, environment), script, event)
             except (OSError, ValueError) as error:
-                self._log.err("ACTION:FAILED", script=self._script, why=error)
+                self._log.err("ACTION:FAILED", script=script, why=error)
 
-    async def _watch(self, script: subprocess.Popen[bytes], event: Event) -> None:
+    async def _watch(self, process: subprocess.Popen[bytes], script: Path, event: Event) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                await _ended(script)
+                await _ended(process)
         except TimeoutError:
-            self._log.warning("ACTION:TIMEOUT", script=self._script, found=event.found, src=event.source_ip)
+            self._log.warning("ACTION:TIMEOUT", script=script, found=event.found, src=event.source_ip)
             with contextlib.suppress(PermissionError):  # it became another user, as by sudo
-                os.killpg(script.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
-            await _ended(script)
+                os.killpg(process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+            await _ended(process)
 
 
 def _start(command: Sequence[str | Path], environment: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -38,11 +38,12 @@ def report(
         service.log.notice(
             "LOCK:CREATED", lock=lock_file, src=visit.client.address, ident=visit.ident, cause=cause
         )
-    if service.script is None:
+    if config.action_script is None:
         return
     session = visit.session
     target = visit.target
-    service.script.run(
+    service.scripts.run(
+        config.action_script,
         Event(
             proxy_name=config.proxy_name,
             found=found,
@@ -66,7 +67,7 @@ def report(
             lock_file=lock_file,
             lock_duration=config.lock_duration,
             unixtime=int(visit.since),
-        )
+        ),
     )
 
 

@@ -3,9 +3,9 @@
 A lock is a file named after a client, `<ip>` or `<ip>-<ident>`, whose age is its mtime and whose first line
 is the cause. Administrators work on the directory with ls, rm and touch, so the files are the truth and
 nothing is remembered here. A file that belongs to another user than the gateway's exempts its client: it
-never locks and is never removed. Workers ask for every connection and create locks; names that begin with a
-dot are files in the making and no locks. The kernel's mirror of the locks, and what is logged or run when
-one is made, live elsewhere.
+never locks and is never removed. Workers ask for every connection and create locks, and one of them looks
+through the directory for those whose time is over; names that begin with a dot are files in the making and no
+locks. The kernel's mirror of the locks, and what is logged or run when one is made, live elsewhere.
 """
 
 import contextlib
@@ -14,8 +14,9 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 _NOT_IN_ADDRESS = re.compile(r"[^0-9A-Fa-f.:]")
@@ -24,6 +25,7 @@ _NOT_IN_CAUSE = re.compile(r"[^ -~]")
 _IDENT_LENGTH = 64
 _CAUSE_LENGTH = 500
 _SKEW = 60.0  # seconds a file may come from the future before its date is put right
+_SETTLED = 60.0  # seconds; a file that is in the making for longer is left over from a crash
 
 FOREVER = -1
 
@@ -34,6 +36,15 @@ def lock_name(ip: str, ident: str = "") -> str:
         ip = ip[7:]  # an IPv4 client of a listener for both families
     name = _NOT_IN_ADDRESS.sub("_", ip)
     return f"{name}-{_NOT_IN_IDENT.sub('_', ident[:_IDENT_LENGTH])}" if ident else name
+
+
+def _is_lock_name(name: str) -> bool:
+    """Tell whether a lock could have this name; administrators may keep notes among the locks."""
+    try:
+        ip_address(re.split("[-_]", name, maxsplit=1)[0])
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +103,52 @@ class LockDirectory:
                 os.utime(path, follow_symlinks=False)
         if now < since + self._duration:
             return Lock(path, since, since + self._duration)
-        try:
-            path.unlink()
-        except OSError:
-            return None  # removed by somebody else, or not ours to remove: over in any case
-        self._expired(path)
+        if self._remove(path, since):
+            self._expired(path)
         return None
+
+    def _remove(self, path: Path, since: float) -> bool:
+        """Remove a lock dated `since`, and tell whether it was this call that did.
+
+        Between a look at it and its removal somebody may have touched or replaced it: it is looked at once
+        more under a name that nobody else knows.
+        """
+        aside = self._private_name(path.name)
+        try:
+            path.rename(aside)
+        except OSError:
+            return False  # removed by somebody else, or not ours to remove: over in any case
+        same = aside.lstat().st_mtime == since
+        if not same:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+        aside.unlink()
+        return same
+
+    def _private_name(self, name: str) -> Path:
+        return self._path / f".{name}.{os.getpid()}.{next(self._serial)}.{time.time_ns()}"
+
+    def sweep(self) -> Iterator[None]:
+        """Remove every lock whose time is over; one file is looked at with each step of the iterator.
+
+        What a crash left half made goes, too. Files with other names than a lock's stay. Never fails.
+        """
+        with contextlib.suppress(OSError), os.scandir(self._path) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    self._sweep_one(entry)
+                yield
+
+    def _sweep_one(self, entry: os.DirEntry[str]) -> None:
+        found = entry.stat(follow_symlinks=False)
+        if found.st_uid != self._uid or not stat.S_ISREG(found.st_mode):
+            return
+        if entry.name.startswith("."):
+            left_over = _is_lock_name(entry.name[1:].rsplit(".", 3)[0])
+            if left_over and found.st_ctime < time.time() - _SETTLED:
+                Path(entry.path).unlink()
+        elif self._duration > 0 and _is_lock_name(entry.name):
+            self._in_force(Path(entry.path), found.st_mtime)
 
     def create(self, ip: str, ident: str, cause: str) -> Path | None:
         """Lock a client, with `cause` as the file's first line, and return the file.
@@ -108,7 +159,7 @@ class LockDirectory:
         if self._duration == 0 or self.find(ip, ident):
             return None
         path = self._path / lock_name(ip, ident)
-        making = self._path / f".{path.name}.{os.getpid()}.{next(self._serial)}.{time.time_ns()}"
+        making = self._private_name(path.name)
         fd = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, _NOT_IN_CAUSE.sub("?", cause[:_CAUSE_LENGTH]).encode() + b"\n")

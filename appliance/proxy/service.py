@@ -12,7 +12,7 @@ from pathlib import Path
 from appliance.config import Config
 from appliance.log import Log
 from appliance.proxy import lookup, scanners
-from appliance.proxy.action import ActionScript
+from appliance.proxy.action import ActionScripts
 from appliance.proxy.clients import Clients
 from appliance.proxy.locks import LockDirectory
 from appliance.proxy.scoreboard import Scoreboard
@@ -23,7 +23,14 @@ _LOAD_AGE = 1.0  # seconds for which a load average is believed
 class Service:
     """Everything a session needs that its configuration decides."""
 
-    def __init__(self, config: Config, log: Log, board: Scoreboard, clients: Clients) -> None:
+    def __init__(
+        self,
+        config: Config,
+        log: Log,
+        board: Scoreboard,
+        clients: Clients,
+        scripts: ActionScripts | None = None,
+    ) -> None:
         self.config = config
         self.log = log
         self.board = board
@@ -48,7 +55,7 @@ class Service:
         self.locks = LockDirectory(
             config.lock_path, config.lock_perm, config.lock_duration, os.geteuid(), self._expired
         )
-        self.script = ActionScript(config.action_script, log) if config.action_script else None
+        self.scripts = scripts or ActionScripts(log)
         self._load = (0.0, 0.0)
 
     def load(self) -> float:

@@ -21,14 +21,19 @@ from appliance import process
 from appliance.config import Config, parse
 from appliance.log import Log
 from appliance.proxy import lookup, privileges, scanners
+from appliance.proxy.action import ActionScripts
 from appliance.proxy.checks import Checks
 from appliance.proxy.clients import Clients
 from appliance.proxy.connection import Connection, Connections
+from appliance.proxy.relay import Outbox
 from appliance.proxy.scoreboard import Scoreboard
 from appliance.proxy.service import Service
 from appliance.proxy.spool import sweep
 
 _ORDER_MAX = 8 << 20  # bytes; a configuration file has 1 MiB at most, JSON makes it longer
+_SCRIPTS_WITHIN = 3.0  # seconds for action scripts to end when the worker does; it is killed after five
+_SWEEP_PAUSE = 5.0  # seconds from one look through the lock directory to the next
+_SWEEP_STEP = 200  # files that are looked at without letting sessions go on
 
 
 class Worker:
@@ -36,9 +41,15 @@ class Worker:
 
     _checks: Checks
     _log: Log
+    _scripts: ActionScripts | None = None
+    _sweeper: asyncio.Task[None] | None = None
 
-    def __init__(self, listener: socket.socket, board: Scoreboard, control: socket.socket) -> None:
+    def __init__(
+        self, index: int, listener: socket.socket, board: Scoreboard, control: socket.socket
+    ) -> None:
+        self._index = index
         self._loop = asyncio.get_running_loop()
+        self._outbox = Outbox(self._loop)
         self._connections = Connections(self._end_if_drained)
         self._listener = listener
         self._board = board
@@ -53,6 +64,8 @@ class Worker:
         orders = self._loop.create_task(self._orders(reader))
         await self._done.wait()
         orders.cancel()
+        if self._scripts:
+            await self._scripts.finish(_SCRIPTS_WITHIN)
 
     async def _orders(self, reader: asyncio.StreamReader) -> None:
         try:
@@ -86,18 +99,32 @@ class Worker:
         privileges.drop(config.set_user, config.set_group, keep_net_raw=config.mode.startswith("tproxy"))
         self._loop.set_exception_handler(self._bug)
         gc.collect()
+        # A session is a knot of references, for the collector to undo. By default, at 700 new objects, it
+        # sets to work for every few sessions and looks at the living ones each time.
+        gc.set_threshold(10_000, 10, 10)
         gc.freeze()  # modules and the like stay; there is no need to look through them again and again
+        self._scripts = ActionScripts(self._log)
         self._checks = self._configured(config)
         sweep(config.spool_path)
+        if self._index == 0:  # one of us is enough
+            self._sweeper = self._loop.create_task(self._sweep_locks())
         self._server = await self._loop.create_server(
-            lambda: Connection(self._loop, self._checks, self._connections),
+            lambda: Connection(self._loop, self._outbox, self._checks, self._connections),
             sock=self._listener,
             backlog=config.connect_queue,
         )
         self._say({"is": "ready"})
 
     def _configured(self, config: Config) -> Checks:
-        return Checks(Service(config, self._log, self._board, self._clients))
+        return Checks(Service(config, self._log, self._board, self._clients, self._scripts))
+
+    async def _sweep_locks(self) -> None:
+        """Remove locks whose time is over although their clients do not come back, a few files at a time."""
+        while True:
+            for number, _ in enumerate(self._checks.service.locks.sweep(), 1):
+                if number % _SWEEP_STEP == 0:
+                    await asyncio.sleep(0)
+            await asyncio.sleep(_SWEEP_PAUSE)
 
     def _end_if_drained(self) -> None:
         """The last connection of a draining worker takes it along."""
@@ -139,7 +166,7 @@ def main() -> int:
     control = socket.socket(fileno=given.control)
 
     async def serve() -> None:
-        await Worker(listener, Scoreboard(given.scoreboard, given.index), control).run()
+        await Worker(given.index, listener, Scoreboard(given.scoreboard, given.index), control).run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())

@@ -12,7 +12,7 @@ import uvloop
 
 from appliance.log import Log
 from appliance.proxy import action
-from appliance.proxy.action import ActionScript, Event
+from appliance.proxy.action import ActionScripts, Event
 
 EVENT = Event(
     proxy_name="gate.example.test",
@@ -61,10 +61,11 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.option("action_script")
 def test_the_script_gets_the_arguments_and_the_whole_environment(tmp_path: Path, log: Log) -> None:
     async def work() -> None:
         program = script(tmp_path, 'env >new; printf "<%s>" "$@" >arguments; mv new environment')
-        ActionScript(program, log).run(EVENT)
+        ActionScripts(log).run(program, EVENT)
         await until((tmp_path / "environment").exists)
         lines = (tmp_path / "environment").read_text().splitlines()
         assert set(lines) - {
@@ -111,6 +112,7 @@ def test_values_are_harmless() -> None:
     assert environment["SPAM_SCORE"] == "7.250"
 
 
+@pytest.mark.option("action_script")
 def test_the_script_is_alone_in_its_session_and_inherits_nothing(tmp_path: Path, log: Log) -> None:
     async def work() -> None:
         program = script(
@@ -120,7 +122,7 @@ def test_the_script_is_alone_in_its_session_and_inherits_nothing(tmp_path: Path,
         )
         kept = os.open("/etc/hostname", os.O_RDONLY)
         os.set_inheritable(kept, True)
-        ActionScript(program, log).run(EVENT)
+        ActionScripts(log).run(program, EVENT)
         await until((tmp_path / "files").exists)
         os.close(kept)
         files = {link.name: link.readlink() for link in (tmp_path / "files").iterdir()}
@@ -139,22 +141,24 @@ def children() -> list[str]:
     return " ".join(thread.read_text() for thread in threads).split()
 
 
+@pytest.mark.option("action_script")
 def test_scripts_leave_no_zombies_and_may_fail(tmp_path: Path, log: Log) -> None:
     async def work() -> None:
-        actions = ActionScript(script(tmp_path, "echo x >>ran; exit 3"), log)
+        actions, program = ActionScripts(log), script(tmp_path, "echo x >>ran; exit 3")
         for _ in range(50):
-            actions.run(EVENT)
+            actions.run(program, EVENT)
         await until(lambda: len((tmp_path / "ran").read_text()) == 100 and not children())
 
     (tmp_path / "ran").touch()
     run(work())
 
 
+@pytest.mark.option("action_script")
 def test_a_script_that_hangs_is_killed_with_its_children(tmp_path: Path, log: Log) -> None:
     async def work() -> None:
         program = script(tmp_path, "trap '' TERM\nsleep 60 & echo $! >new; mv new child; sleep 60")
-        actions = ActionScript(program, log, timeout=0.5)
-        actions.run(EVENT)
+        actions = ActionScripts(log, timeout=0.5)
+        actions.run(program, EVENT)
         await until((tmp_path / "child").exists)
         child = int((tmp_path / "child").read_text())
         assert not _gone(child)
@@ -179,9 +183,10 @@ def test_only_so_many_run_and_wait_and_the_rest_is_dropped_with_a_line(
     monkeypatch.setattr(action, "_WAITING", 4)
 
     async def work() -> None:
-        actions = ActionScript(script(tmp_path, "echo x >>ran; while [ ! -e go ]; do sleep 0.05; done"), log)
+        actions = ActionScripts(log)
+        program = script(tmp_path, "echo x >>ran; while [ ! -e go ]; do sleep 0.05; done")
         for _ in range(9):
-            actions.run(EVENT)
+            actions.run(program, EVENT)
         await asyncio.sleep(1)
         running, ran = len(children()), (tmp_path / "ran").read_text()
         (tmp_path / "go").touch()
@@ -203,9 +208,48 @@ def test_a_script_that_cannot_run_is_logged(
         program.chmod(0o755 if kind == "no program" else 0o644)
 
     async def work() -> None:
-        ActionScript(program, log).run(EVENT)
+        ActionScripts(log).run(program, EVENT)
         await asyncio.sleep(0.3)
 
     run(work())
     assert f"ACTION:FAILED script={program}" in capfd.readouterr().err
     assert children() == []
+
+
+def test_scripts_that_wait_get_a_chance_when_the_worker_ends(
+    tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(action, "_RUNNING", 1)
+
+    async def work() -> None:
+        actions, program = ActionScripts(log), script(tmp_path, "sleep 0.1; echo x >>ran")
+        for _ in range(3):
+            actions.run(program, EVENT)
+        await actions.finish(10)
+        assert (tmp_path / "ran").read_text() == "x\n" * 3
+
+    run(work())
+
+
+def test_the_end_does_not_wait_for_scripts_that_hang(
+    tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(action, "_RUNNING", 1)
+    program = script(tmp_path, "echo x >>ran; while [ ! -e go ]; do sleep 0.05; done; echo y >>ran")
+
+    async def work() -> None:
+        actions = ActionScripts(log)
+        for _ in range(3):
+            actions.run(program, EVENT)
+        await until((tmp_path / "ran").exists)
+        await actions.finish(0.2)
+        await ActionScripts(log).finish(10)  # none: at once
+
+    begun = time.monotonic()
+    run(work())
+    assert time.monotonic() - begun < 5
+    assert (
+        capfd.readouterr().err.count("ACTION:DROPPED found=VIRUS, src=192.0.2.7, why=the gateway ends") == 2
+    )
+    (tmp_path / "go").touch()
+    run(until(lambda: (tmp_path / "ran").read_text() == "x\ny\n"))  # it went on by itself

@@ -53,6 +53,7 @@ def test_lock_names(ip: str, ident: str, name: str) -> None:
     assert lock_name(ip, ident) == name
 
 
+@pytest.mark.option("lock_path", "lock_perm")
 def test_a_created_lock_is_found_with_its_cause_and_permissions(tmp_path: Path) -> None:
     locks = Locks(tmp_path, perm=0o664)
     assert locks.find(IP) is None
@@ -84,6 +85,7 @@ def test_a_lock_on_an_ident_is_not_one_on_the_client(tmp_path: Path) -> None:
     assert locks.find(IP, "jim") is None
 
 
+@pytest.mark.option("lock_duration")
 def test_an_old_lock_is_removed_and_reported_once(tmp_path: Path) -> None:
     locks = Locks(tmp_path, duration=60)
     path = locks.create(IP, "", "cause")
@@ -121,6 +123,7 @@ def test_touch_prolongs_and_rm_ends_a_lock(tmp_path: Path) -> None:
     assert locks.ended == []
 
 
+@pytest.mark.option("lock_duration")
 def test_minus_one_locks_forever(tmp_path: Path) -> None:
     locks = Locks(tmp_path, duration=FOREVER)
     path = locks.create(IP, "", "cause")
@@ -131,6 +134,7 @@ def test_minus_one_locks_forever(tmp_path: Path) -> None:
     assert lock.until is None
 
 
+@pytest.mark.option("lock_duration")
 def test_zero_is_no_locking(tmp_path: Path) -> None:
     locks = Locks(tmp_path, duration=0)
     assert locks.create(IP, "", "cause") is None
@@ -220,3 +224,105 @@ def test_of_many_at_once_one_creates_and_no_reader_sees_half_a_file(tmp_path: Pa
     assert len(created) == len(set(created)) == 200
     assert seen == {cause + "\n"}
     assert len(list(tmp_path.iterdir())) == 200
+
+
+def sweep(locks: LockDirectory) -> int:
+    """Look through the whole directory; give the number of steps it took."""
+    return sum(1 for _ in locks.sweep())
+
+
+@pytest.mark.option("lock_duration")
+def test_old_locks_are_swept_away_and_reported_though_nobody_comes(tmp_path: Path) -> None:
+    locks = Locks(tmp_path, duration=60)
+    old = [locks.create(ip, ident, "cause") for ip, ident in ((IP, ""), (IP, "joe"), ("2001:db8::7", ""))]
+    for path in old:
+        assert path
+        age(path, 61)
+    young = locks.create("192.0.2.8", "", "cause")
+    assert sweep(locks) == 4
+    assert sorted(map(str, locks.ended)) == sorted(map(str, old))
+    assert list(tmp_path.iterdir()) == [young]
+    sweep(locks)
+    assert len(locks.ended) == 3
+
+
+@pytest.mark.parametrize("duration", [0, FOREVER])
+def test_nothing_is_swept_away_where_locks_have_no_end(tmp_path: Path, duration: int) -> None:
+    path = Locks(tmp_path).create(IP, "", "cause")
+    assert path
+    age(path, 10 * 365 * 86400)
+    locks = Locks(tmp_path, duration=duration)
+    sweep(locks)
+    assert path.exists()
+    assert locks.ended == []
+
+
+def test_what_is_no_lock_is_not_swept_away(tmp_path: Path) -> None:
+    (tmp_path / "README").touch()
+    (tmp_path / "192.0.2.9").mkdir()
+    (tmp_path / "192.0.2.10").symlink_to("/etc/hostname")
+    (tmp_path / ".hidden").touch()
+    (tmp_path / ".192.0.2.7.1.2.3").touch()  # in the making
+    exempt = tmp_path / IP
+    exempt.touch()
+    if ME == 0:
+        os.chown(exempt, 12345, 12345)
+    else:
+        exempt.unlink()
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0), follow_symlinks=False)
+    before = sorted(tmp_path.iterdir())
+    locks = Locks(tmp_path, duration=60)
+    sweep(locks)
+    assert sorted(tmp_path.iterdir()) == before
+    assert locks.ended == []
+    sweep(Locks(tmp_path / "missing"))
+
+
+def test_what_a_crash_left_half_made_is_swept_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f".{IP}-joe.1.2.3").touch()
+    locks = Locks(tmp_path)
+    sweep(locks)
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr("appliance.proxy.locks._SETTLED", -1.0)
+    sweep(locks)
+    assert list(tmp_path.iterdir()) == []
+    assert locks.ended == []
+
+
+def test_of_many_that_see_a_lock_end_one_reports_it(tmp_path: Path) -> None:
+    ends: list[Path] = []
+    for number in range(200):
+        path = Locks(tmp_path).create(f"192.0.2.{number}", "", "cause")
+        assert path
+        age(path, 3601)
+    each = [LockDirectory(tmp_path, 0o660, 3600, ME, ends.append) for _ in range(4)]
+    threads = [threading.Thread(target=sweep, args=[locks]) for locks in each]
+    for thread in threads:
+        thread.start()
+    for number in range(200):
+        assert each[0].find(f"192.0.2.{number}") is None
+    for thread in threads:
+        thread.join()
+    assert len(ends) == len(set(ends)) == 200
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_is_touched_while_it_is_removed_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locks = Locks(tmp_path, duration=60)
+    path = locks.create(IP, "", "cause")
+    assert path
+    age(path, 61)
+    name = Locks._private_name
+
+    def touched_meanwhile(self: Locks, of: str) -> Path:
+        path.touch()
+        return name(self, of)
+
+    monkeypatch.setattr(Locks, "_private_name", touched_meanwhile)
+    assert locks.find(IP) is None  # what was seen
+    assert locks.find(IP)
+    assert locks.ended == []
+    assert list(tmp_path.iterdir()) == [path]
