@@ -4,11 +4,12 @@ Called by the parser once every line is read. Nothing here looks at the machine:
 in.
 """
 
+import re
 from collections.abc import Collection, Iterator
 
 from appliance.config.config import OPTIONS, Config
-from appliance.config.option import Regex
 from appliance.config.options import MODES
+from appliance.config.regex import Regex
 
 
 def errors(config: Config, modes: Collection[str] | None, *, complete: bool) -> Iterator[tuple[str, str]]:
@@ -57,7 +58,7 @@ def warnings(config: Config) -> Iterator[tuple[str, str]]:
         yield "auth_skip", "direct stops all inspection, so the other words change nothing"
     for name, option in OPTIONS.items():
         value = getattr(config, name)
-        if isinstance(option.kind, Regex) and "[:" in value:
-            yield name, "classes such as [:alpha:] mean something else here; write a-z instead"
+        if isinstance(option.kind, Regex) and re.search(r"\\[<>]", value):
+            yield name, r"\< and \> mean the characters themselves; write \b for the edge of a word"
         if option.pending and value != option.default:
             yield name, "accepted, but without effect in this version"

@@ -6,10 +6,11 @@ See `options.py` for how the table works. Values are judged in `option.py`.
 from pathlib import Path
 
 from appliance.config.network import IP, Socket, SocketAddress
-from appliance.config.option import Bool, Enum, File, Int, List, Maybe, Option, Regex, Text, UInt
+from appliance.config.option import Bool, Enum, File, Float, Int, List, Maybe, Option, Text, UInt
 from appliance.config.options import SPOOL
 
 
+from appliance.config.regex import Regex
 def _header() -> Text:
     return Text(
         "STRING", r"[!-9;-~]{1,64}", "the name of a header: letters, digits and - without blanks or a colon"
@@ -82,14 +83,18 @@ class SpfOptions:
 
 
 class RegexOptions:
-    """Patterns for what clients say, searched for anywhere in it unless anchored."""
+    """Patterns in RE2's syntax, searched for anywhere in what a client says unless anchored by ^ and $.
 
-    regex_enforce_helo = Option(Regex(), "", "Refuse HELO and EHLO names that do not match.", pending=True)
-    regex_enforce_mail_from = Option(Regex(), "", "Refuse sender addresses that do not match.", pending=True)
-    regex_enforce_rcpt_to = Option(Regex(), "", "Refuse recipient addresses that do not match.", pending=True)
-    regex_reject_helo = Option(Regex(), "", "Refuse HELO and EHLO names that match.", pending=True)
-    regex_reject_mail_from = Option(Regex(), "", "Refuse sender addresses that match.", pending=True)
-    regex_reject_rcpt_to = Option(Regex(), "", "Refuse recipient addresses that match.", pending=True)
+    Capitals count unless a pattern begins with (?i). An empty sender, as notices of failed delivery have it,
+    is matched as an empty text.
+    """
+
+    regex_enforce_helo = Option(Regex(), "", "Refuse HELO and EHLO names that do not match.")
+    regex_enforce_mail_from = Option(Regex(), "", "Refuse sender addresses that do not match.")
+    regex_enforce_rcpt_to = Option(Regex(), "", "Refuse recipient addresses that do not match.")
+    regex_reject_helo = Option(Regex(), "", "Refuse HELO and EHLO names that match.")
+    regex_reject_mail_from = Option(Regex(), "", "Refuse sender addresses that match.")
+    regex_reject_rcpt_to = Option(Regex(), "", "Refuse recipient addresses that match.")
 
 
 class EarlytalkOptions:

@@ -171,13 +171,11 @@ class MessageOptions:
         Message(),
         "your address is on a block list",
         "A block list knows the client; the zone and its answer follow.",
-        pending=True,
     )
     msg_spf_reject = Option(
         Message(),
         "the sender's domain does not allow mail from this address (SPF)",
         "SPF does not allow the sender.",
-        pending=True,
     )
     msg_rate_reject = Option(
         Message(),
@@ -240,14 +238,12 @@ class MessageOptions:
         Message(),
         "the name in HELO is not accepted here; please check your mail program's settings",
         "A pattern refuses the HELO name.",
-        pending=True,
     )
     msg_regex_mail_from = Option(
-        Message(), "this sender address is not accepted here", "A pattern refuses the sender.", pending=True
+        Message(), "this sender address is not accepted here", "A pattern refuses the sender."
     )
     msg_regex_rcpt_to = Option(
         Message(),
         "this recipient address is not accepted here",
         "A pattern refuses the recipient.",
-        pending=True,
     )

@@ -7,7 +7,6 @@ file gives the same answer everywhere.
 
 import math
 import re
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -180,29 +179,6 @@ class Message(Kind[str]):
     def write(self, value: str) -> str:
         """Write the text in one line."""
         return value.replace("\n", "\\n")
-
-
-class Regex(Kind[str]):
-    """A regular expression, checked here and compiled where it is used; empty when unset."""
-
-    word = "REGEX"
-    allowed = "a regular expression"
-    empty = True
-
-    def read(self, text: str) -> str:
-        """Take an expression that compiles."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # what a pattern may come to mean in later Pythons is no news for the administrator
-                re.compile(text)
-        except re.error as error:
-            where = "" if error.pos is None else f" at position {error.pos + 1}"
-            raise ValueError(f"{shown(text)} is no regular expression: {error.msg}{where}") from None
-        except (OverflowError, RecursionError):
-            raise ValueError(f"{shown(text)} is too large a regular expression") from None
-        return text
 
 
 class File(Kind[Path]):

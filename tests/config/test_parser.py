@@ -82,11 +82,23 @@ ERRORS = [
         "dnsbl " + ",".join(f"z{number}.example" for number in range(33)),
         "33 values are too many; allowed is at most 32",
     ),
+    ("regex_reject_helo ab(", '"ab(" is no regular expression: missing ) at position 4; allowed is '),
+    ("regex_reject_helo a)b", '"a)b" is no regular expression: unexpected ) at position 2; '),
+    ("regex_reject_helo [a", '"[a" is no regular expression: missing ] at position 3; '),
     (
-        "regex_reject_helo ab(",
-        '"ab(" is no regular expression: missing ), unterminated subpattern at position 3; ',
+        "regex_reject_helo a*|*",
+        '"a*|*" is no regular expression: no argument for repetition operator at position 4; ',
     ),
-    ("regex_reject_helo " + "(" * 5000, "is too large a regular expression; "),
+    ("regex_reject_helo ż(?=x)", '"ż(?=x)" is no regular expression: invalid perl operator at position 2; '),
+    (
+        "regex_reject_helo (a)\\1",
+        '"(a)\\1" is no regular expression: invalid escape sequence at position 4; ',
+    ),
+    (
+        "regex_reject_helo a{2,1}",
+        '"a{2,1}" is no regular expression: invalid repetition size at position 2; ',
+    ),
+    ("regex_reject_helo " + "(" * 5000, "is no regular expression: missing ) at position 5001; "),
     (
         "workers 257",
         '<text>:1: option workers: "257" is too large; allowed is auto, or a whole number from 1 to 256',
@@ -180,8 +192,9 @@ def test_warning(text: str, warning: str | None) -> None:
     assert (warnings == ()) if warning is None else warnings[0].startswith(warning)
 
 
-def test_posix_classes_are_warned_about() -> None:
-    assert any("[:alpha:]" in warning for warning in parse("regex_reject_helo [[:digit:]]").warnings)
+def test_the_edges_of_words_are_warned_about() -> None:
+    assert any(r"write \b" in warning for warning in parse(r"regex_reject_helo \<pc").warnings)
+    assert parse("regex_reject_helo [[:alpha:]]").warnings == ()
 
 
 def test_modes_of_the_system() -> None:

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from appliance.config import OPTIONS, Config, ConfigError, SocketAddress, dump, load, parse
+from appliance.config import OPTIONS, Config, ConfigError, DnsList, SocketAddress, dump, load, parse
 from appliance.config.check import errors
+from appliance.config.dnsbl import ListZone, NameServer
 from appliance.config.network import IP, Net, Socket
 from appliance.config.option import (
     Bool,
@@ -21,9 +22,9 @@ from appliance.config.option import (
     List,
     Maybe,
     Message,
-    Regex,
     Text,
 )
+from appliance.config.regex import Regex
 
 words = (
     st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1)
@@ -41,6 +42,18 @@ networks = st.one_of(
 )
 
 
+octets = st.lists(
+    st.tuples(st.integers(0, 99), st.integers(99, 255)), min_size=1, max_size=3, unique=True
+).map(tuple)
+lists = st.builds(
+    DnsList,
+    st.sampled_from(["a.example", "b_b.example", "x"]),
+    st.one_of(
+        st.just(()), st.tuples(st.just(((127, 127),)), octets, octets, st.just(((0, 1), (2, 2), (9, 255))))
+    ),
+    st.sampled_from([1.0, -2.0, 0.001, 9999.999]),
+)
+
 plain: dict[type[Kind[Any]], st.SearchStrategy[Any]] = {
     Float: st.floats(allow_nan=False, allow_infinity=False),
     Bool: st.booleans(),
@@ -49,6 +62,7 @@ plain: dict[type[Kind[Any]], st.SearchStrategy[Any]] = {
     IP: st.ip_addresses(),
     Net: networks,
     File: paths,
+    NameServer: st.builds(SocketAddress, st.none(), st.ip_addresses().map(str), st.integers(1, 65535)),
     Socket: sockets,
 }
 
@@ -69,6 +83,8 @@ def values(kind: Kind[Any]) -> st.SearchStrategy[Any]:
             return st.lists(values(kind.kind), unique=True, max_size=3).map(tuple)
         case Maybe():
             return st.one_of(st.none(), values(kind.kind))
+        case ListZone():
+            return lists if kind.weighted else lists.map(lambda entry: DnsList(entry.zone, entry.answers))
     return plain[type(kind)]
 
 

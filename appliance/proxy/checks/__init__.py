@@ -8,6 +8,7 @@ from appliance.proxy.checks.base import Check
 from appliance.proxy.checks.earlytalk import Earlytalk
 from appliance.proxy.checks.journal import HeloJournal, MailJournal, RcptJournal
 from appliance.proxy.checks.loop import Loop
+from appliance.proxy.checks.regex import RegexHelo, RegexMailFrom, RegexRcptTo
 from appliance.proxy.service import Service
 from appliance.proxy.session import Gate, Settings, Texts
 from appliance.proxy.session.verdict import NO_GATES
@@ -16,6 +17,9 @@ _ALL: tuple[type[Check], ...] = (
     Loop,
     Earlytalk,
     HeloJournal,
+    RegexHelo,
+    RegexMailFrom,
+    RegexRcptTo,
     AuthRequired,
     AuthOutcome,
     MailJournal,

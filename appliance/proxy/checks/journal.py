@@ -67,7 +67,12 @@ def _shown(subject: bytes, wanted: frozenset[str], length: int) -> str:
     code, _, address = subject.partition(b" ")
     if ("accepted" if code.startswith(b"2") else "rejected") not in wanted:
         return ""
+    return f"{code.decode()}<{shown_address(address, wanted, length)}>"
+
+
+def shown_address(address: bytes, wanted: frozenset[str], length: int) -> str:
+    """Give an address as a log line has it: cut to `length`, and digested if base64 is `wanted`."""
     address = address[:length]
     if "base64" in wanted:
         address = base64.b64encode(hashlib.md5(address, usedforsecurity=False).digest())
-    return f"{code.decode()}<{plain(address)}>"
+    return plain(address)
