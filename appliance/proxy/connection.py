@@ -6,7 +6,9 @@ bounded time, and the account of it is kept.
 """
 
 import asyncio
+import errno
 import heapq
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ from appliance.proxy import admission
 from appliance.proxy.checks import Checks
 from appliance.proxy.inspection import Inspection
 from appliance.proxy.lookup import Endpoint, Route
-from appliance.proxy.relay import Relay, ServerSide
+from appliance.proxy.relay import Outbox, Relay, ServerSide
 from appliance.proxy.scoreboard import Counter
 from appliance.proxy.session import Action, Gate, Phase, Session, Verdict
 from appliance.proxy.session.reply import reply
@@ -38,7 +40,7 @@ _STATES = {
 class Connections:
     """The open connections of a worker, each with a number; `last_left` is called when none is left.
 
-    `parting` of them are over but for their last words.
+    `parting` of them are over but for their last words. What all have to say goes through `outbox`.
     """
 
     def __init__(self, last_left: Callable[[], None]) -> None:
@@ -47,6 +49,7 @@ class Connections:
         self._numbers = 0
         self._last_left = last_left
         self.parting = 0
+        self.outbox = Outbox()
 
     def __iter__(self) -> Iterator["Connection"]:
         return iter(tuple(self._open))
@@ -75,7 +78,7 @@ class Connection(Relay):
     """One client. Implements the session's `Effects`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, checks: Checks, connections: Connections) -> None:
-        super().__init__(loop)
+        super().__init__(loop, connections.outbox)
         self._checks = checks
         self._service = checks.service
         self._connections = connections
@@ -86,7 +89,6 @@ class Connection(Relay):
         self._admission: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._was_direct = False
-        self._by = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client was accepted: let it in, or tell it why not."""
@@ -135,7 +137,7 @@ class Connection(Relay):
         try:
             async with asyncio.timeout(self._service.config.timeout_connect or None):
                 outgoing = admission.outgoing(self._visit, route)
-                await self._loop.sock_connect(outgoing, (route.destination.address, route.destination.port))
+                await _connect(self._loop, outgoing, route.destination)
                 await self._loop.create_connection(lambda: ServerSide(self), sock=outgoing)
         except BaseException as error:
             if outgoing:
@@ -175,14 +177,14 @@ class Connection(Relay):
 
     def client_hung_up(self) -> None:
         """Tell the session; it may still have answers for the client."""
-        self._note_end("client")
+        self.note_end("client")
         if self._session:
             self._session.client_eof()
 
     def server_hung_up(self) -> None:
         """Tell the session, unless it has parted from the server itself."""
         if self._session and self._session.phase is not Phase.TAKEN:
-            self._note_end("server")
+            self.note_end("server")
             self._session.server_eof()
 
     def backlog(self) -> int:
@@ -245,7 +247,7 @@ class Connection(Relay):
         """Settle the account, once."""
         if self._ended:
             return
-        self._note_end(by)
+        self.note_end(by)
         self._ended = True
         self._listening = self._direct = False
         self._connections.parting += 1
@@ -260,10 +262,6 @@ class Connection(Relay):
         self._service.board.closed()
         if self._session:
             self._log_end(self._session)
-
-    def _note_end(self, by: str) -> None:
-        """Note who ended it, for the log; the first one counts."""
-        self._by = self._by or by
 
     def _log_end(self, session: Session) -> None:
         if not self.client_bytes:
@@ -288,7 +286,7 @@ class Connection(Relay):
         """Nothing is timed for each byte: the timer looks back when it fires."""
         session, config = self._session, self._service.config
         if session and session.phase is Phase.TAKEN:
-            self._note_end("timeout")
+            self.note_end("timeout")
             session.expire()
             return
         limit = config.timeout_direct if self._direct else config.timeout_idle
@@ -316,6 +314,21 @@ class Connection(Relay):
             *(self.slot, state, flags or "-", int(visit.since), str(visit.client), str(visit.target or "-")),
             *(transactions, self.client_bytes, self.server_bytes, round(rate), visit.ident or "-"),
         ]
+
+
+async def _connect(loop: asyncio.AbstractEventLoop, connecting: socket.socket, target: Endpoint) -> None:
+    """Connect to a numeric address, for which the loop's own sock_connect would ask a resolver's thread."""
+    error = connecting.connect_ex((target.address, target.port))
+    if error == errno.EINPROGRESS:
+        writable = loop.create_future()
+        loop.add_writer(connecting, writable.set_result, None)
+        try:
+            await writable
+        finally:
+            loop.remove_writer(connecting)
+        error = connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))
 
 
 def _endpoint(name: tuple[str, int]) -> Endpoint:

@@ -30,8 +30,10 @@ class ClientSide(ContentSide):
         self._end -= self._at  # of the line that a check is thinking about
         self._in = self._in[self._at :] + data if self._in else data
         self._start = self._at = 0
-        if self._gates & Gate.EARLY and self.phase is Phase.COMMAND and self._ungreeted():
-            self._ask(Gate.EARLY, data, self._early)
+        if self._may_be_early and self.phase is Phase.COMMAND:
+            self._may_be_early = self._ungreeted()
+            if self._may_be_early:
+                self._ask(Gate.EARLY, data, self._early)
         self._advance()
 
     def client_eof(self) -> None:
@@ -53,7 +55,7 @@ class ClientSide(ContentSide):
         return bool(self._awaited) and self._awaited[0][0] is Awaited.GREETING
 
     def _early(self, verdict: Verdict) -> None:
-        self._gates = Gate(self._gates & ~Gate.EARLY)  # asked once
+        self._may_be_early = False  # asked once
         if verdict.action is not Action.PASS:
             self._conclude(verdict)
 

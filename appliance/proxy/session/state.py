@@ -83,6 +83,7 @@ class SessionState:
         self._settings = settings
         self._effects = effects
         self._gates = settings.gates
+        self._may_be_early = bool(settings.gates & Gate.EARLY)
         self._origin = origin
         masked = set(UNINSPECTABLE)
         masked.update(
