@@ -53,7 +53,8 @@ class ContentSide(SessionState):
         if self._settings.spool and content and verdict is None:
             verdict = self._effects.spool(content)
         if wire:
-            self._effects.to_server(wire)
+            self._effects.to_server(self._header + wire if self._header else wire)
+            self._header = b""
         if verdict:
             if self.phase is Phase.CHUNK and self._awaited:
                 self._awaited.pop()  # the server never answers a chunk that it has only part of
@@ -94,9 +95,7 @@ class ContentSide(SessionState):
     def _open_body(self) -> None:
         """The server said 354: the header goes in front of the client's first byte."""
         self._begin_message()
-        header = self._effects.begin_message()
-        if header:
-            self._effects.to_server(header)
+        self._header = self._effects.begin_message()
         self._body = DataBody(self._settings.bare_newline)
         self.phase = Phase.BODY
 

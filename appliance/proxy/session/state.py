@@ -117,6 +117,7 @@ class SessionState:
         self._chunk_refusal = b""
         self._in_line = False  # the client was cut off inside a line
         self._release = b""
+        self._header = b""  # goes out with the first bytes of the message: one packet, one wake-up less
         self._taken: TakeOver | None = None
         self._tail = b""  # the server's half line
         self._code = b""  # of the multi-line reply under way
@@ -257,7 +258,8 @@ class SessionState:
         if verdict.action is not Action.PASS:
             self._refuse(verdict)
             return
-        self._effects.to_server(self._release)
+        self._effects.to_server(self._header + self._release)
+        self._header = b""
         self._awaited.append((Awaited.PLAIN, b"DATA"))
         self._unfinished = False
         self._chunks = Chunks.NONE
