@@ -1,10 +1,13 @@
-"""The log: one line of `key=value` text for each thing worth telling, to syslog and, when asked, to stderr.
+"""The log: a line for each thing worth telling, as `key=value` text or JSON, to syslog, journal or stderr.
 
-Everybody may write here, except the session core, whose caller writes for it. Nothing here may ever wait:
-a full or missing syslog costs lines, which are counted and told about later, never mail. What a client sent
-goes into a field, or through `plain()` when it has to stand among the words; that keeps it from forging any.
+Everybody may write here, except the session core, whose caller writes for it. Nothing here may ever wait: a
+log that is full or missing costs lines, which are counted and told about later, never mail. What a client
+sent goes into a field, or through `plain()` when it has to stand among the words; that keeps it from forging
+any.
 """
 
+import datetime
+import json
 import os
 import re
 import select
@@ -32,11 +35,15 @@ FACILITIES = {
     **{f"local{n}": (16 + n) << 3 for n in range(8)},
 }
 
+SOCKETS = {"syslog": "/dev/log", "journal": "/run/systemd/journal/socket"}
+"""Where the targets listen that are no descriptor of our own."""
+
 _LONGEST_VALUE = 512
 _LONGEST_LINE = 2048  # bytes; below PIPE_BUF, so that a writable pipe takes a line whole
 _RETRY = 1.0  # seconds between attempts to reach a syslog that is away
 _NAMES = tuple(LEVELS)
 
+_UNREADABLE = re.compile(r"[^ -~]")
 # A comma ends a field, "=" ends a name; at the very end, where base64 has it, "=" names nothing.
 _FORGES = re.compile(r"[^ -~]|[,%]|=(?!=*\Z)")
 
@@ -51,31 +58,79 @@ def _escaped(found: re.Match[str]) -> str:
 
 def plain(value: object) -> str:
     """Text of a value, cut to 512 characters; what could end its line or field becomes %XX."""
+    return _FORGES.sub(_escaped, _text(value))
+
+
+def _text(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, bytes | bytearray | memoryview):
         value = bytes(value[:_LONGEST_VALUE]).decode("utf-8", "surrogateescape")
-    return _FORGES.sub(_escaped, str(value)[:_LONGEST_VALUE])
+    return str(value)[:_LONGEST_VALUE]
+
+
+def _readable(value: object) -> str:
+    """Text of a value for forms in which only unprintable characters do harm."""
+    return _UNREADABLE.sub(_escaped, _text(value))
+
+
+def _as_text(words: str, fields: dict[str, object]) -> bytes:
+    if fields:
+        words = words + " " + ", ".join([f"{name}={plain(value)}" for name, value in fields.items()])
+    return words.encode("utf-8", "backslashreplace")[:_LONGEST_LINE]
+
+
+def _as_json(level: int, words: str, fields: dict[str, object]) -> bytes:
+    """Write an object, with shorter texts rather than cut off where it would be too long."""
+    told = {name: value if isinstance(value, int) else _readable(value) for name, value in fields.items()}
+    for longest in (1024, 128, 16):
+        line = json.dumps(
+            {
+                "time": datetime.datetime.now().astimezone().isoformat(timespec="milliseconds"),
+                "level": _NAMES[level],
+                "pid": os.getpid(),
+                "event": words[:longest],
+                "fields": {
+                    name: value[:longest] if isinstance(value, str) else value for name, value in told.items()
+                },
+            }
+        ).encode()
+        if len(line) <= _LONGEST_LINE:
+            break
+    return line
 
 
 class Log:
     """A log at a level (`LEVELS`) to a facility (`FACILITIES`); a line below it costs one comparison.
 
-    `path` is syslog's datagram socket. It is opened at once, so that a later chroot does not shut it out.
+    `target` is syslog, journal or stderr, `form` is text or json; `stderr` asks for a copy on stderr beside
+    the target. `path` is the target's datagram socket if it is not the usual one. It is opened at once, so
+    that a later chroot does not shut it out.
     """
 
-    def __init__(self, level: str, facility: str, *, stderr: bool, path: str = "/dev/log") -> None:
+    def __init__(
+        self,
+        level: str,
+        facility: str,
+        *,
+        stderr: bool,
+        target: str = "syslog",
+        form: str = "text",
+        path: str | None = None,
+    ) -> None:
         self._level = LEVELS[level]
         self._facility = FACILITIES[facility]
-        self._stderr = select.poll() if stderr else None
+        self._json = form == "json"
+        self._journal = target == "journal"
+        self._stderr = select.poll() if stderr or target == "stderr" else None
         if self._stderr:
             self._stderr.register(2, select.POLLOUT)
-        self._path = path
+        self._path = SOCKETS.get(target) if path is None else path
         self._socket: socket.socket | None = None
         self._next_attempt = 0.0
         self._second = 0
         self._stamp = ""
-        self.lost = 0  # lines syslog did not take since it last took one
+        self.lost = 0  # lines the target did not take since it last took one
         self._connect()
 
     def enabled(self, level: str) -> bool:
@@ -115,12 +170,34 @@ class Log:
     def _write(self, level: int, words: str, fields: dict[str, object]) -> None:
         if not words.isprintable():
             words = plain(words)
-        if fields:
-            words = words + " " + ", ".join([f"{name}={plain(value)}" for name, value in fields.items()])
-        line = words.encode("utf-8", "backslashreplace")[:_LONGEST_LINE]
+        line = _as_json(level, words, fields) if self._json else _as_text(words, fields)
         if self._stderr:
-            self._to_stderr(f"smtp-gated[{os.getpid()}]: {_NAMES[level]}: ".encode() + line)
-        self._to_syslog(level, line)
+            prefix = "" if self._json else f"smtp-gated[{os.getpid()}]: {_NAMES[level]}: "
+            self._to_stderr(prefix.encode() + line)
+        if self._path is None:
+            return
+        if self.lost:
+            told = f"{self.lost} log lines lost"
+            line_lost = _as_json(syslog.LOG_WARNING, told, {}) if self._json else told.encode()
+            if self._send(self._datagram(syslog.LOG_WARNING, line_lost, told, {})):
+                self.lost = 0
+        if self.lost or not self._send(self._datagram(level, line, words, fields)):
+            self.lost += 1
+
+    def _datagram(self, level: int, line: bytes, words: str, fields: dict[str, object]) -> bytes:
+        """Give what the target wants to receive for a line."""
+        if not self._journal:
+            return self._prefix(level) + line
+        told = {
+            "PRIORITY": level,
+            "SYSLOG_FACILITY": self._facility >> 3,
+            "SYSLOG_IDENTIFIER": "smtp-gated",
+            "SYSLOG_PID": os.getpid(),
+            "SMTP_EVENT": _readable(words),
+            **{f"SMTP_{name.upper()}": _readable(value) for name, value in fields.items()},
+        }
+        more = "".join(f"{name}={value}\n" for name, value in told.items())
+        return b"MESSAGE=" + line + b"\n" + more.encode()
 
     def _to_stderr(self, line: bytes) -> None:
         assert self._stderr is not None
@@ -135,6 +212,8 @@ class Log:
             self._stderr = None
 
     def _connect(self) -> None:
+        if self._path is None:
+            return
         self._next_attempt = time.monotonic() + _RETRY
         fresh = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
@@ -144,13 +223,7 @@ class Log:
         else:
             self._socket = fresh
 
-    def _to_syslog(self, level: int, line: bytes) -> None:
-        if self.lost and self._send(syslog.LOG_WARNING, f"{self.lost} log lines lost".encode()):
-            self.lost = 0
-        if self.lost or not self._send(level, line):
-            self.lost += 1
-
-    def _send(self, level: int, line: bytes) -> bool:
+    def _send(self, datagram: bytes) -> bool:
         if self._socket is None:
             if time.monotonic() < self._next_attempt:
                 return False
@@ -158,13 +231,13 @@ class Log:
         if self._socket is None:
             return False
         try:
-            self._socket.send(self._prefix(level) + line)
+            self._socket.send(datagram)
         except BlockingIOError:
             return False
-        except OSError:  # syslog went away: a socket of the same name may be another one already
+        except OSError:  # it went away: a socket of the same name may be another one already
             self._socket.close()
             self._socket = None
-            return self._send(level, line) if time.monotonic() >= self._next_attempt else False
+            return self._send(datagram) if time.monotonic() >= self._next_attempt else False
         return True
 
     def _prefix(self, level: int) -> bytes:

@@ -1,5 +1,7 @@
 """The log against a real datagram socket."""
 
+import datetime
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.config.options import LOG_LEVELS
 from appliance.log import Log, plain
 
 
@@ -137,3 +140,123 @@ def test_an_unread_stderr_does_not_stall(path: str) -> None:
         os.dup2(kept, 2)
         for descriptor in (kept, reading, writing):
             os.close(descriptor)
+
+
+def entry(datagram: bytes) -> dict[str, str]:
+    """Read one datagram of the journal's protocol, in its form without binary values."""
+    assert datagram.endswith(b"\n")
+    return dict(line.split("=", 1) for line in datagram.decode()[:-1].split("\n"))
+
+
+@pytest.mark.option("log_target", "log_facility")
+def test_the_journal_gets_every_field_apart(path: str) -> None:
+    journal = listen(path)
+    log = Log("info", "mail", stderr=False, target="journal", path=path)
+    log.notice("SCAN:VIRUS", src="10.0.0.5:1025", ident=None, virus="a, b=c\nPRIORITY=0", size=7)
+    assert entry(journal.recv(65536)) == {
+        "MESSAGE": "SCAN:VIRUS src=10.0.0.5:1025, ident=, virus=a%2C b%3Dc%0APRIORITY%3D0, size=7",
+        "PRIORITY": "5",
+        "SYSLOG_FACILITY": "2",
+        "SYSLOG_IDENTIFIER": "smtp-gated",
+        "SYSLOG_PID": str(os.getpid()),
+        "SMTP_EVENT": "SCAN:VIRUS",
+        "SMTP_SRC": "10.0.0.5:1025",
+        "SMTP_IDENT": "",
+        "SMTP_VIRUS": "a, b=c%0APRIORITY=0",
+        "SMTP_SIZE": "7",
+    }
+    log.info("one\ntwo " + "x" * 5000, why="y" * 5000)
+    found = entry(journal.recv(65536))
+    assert len(found["MESSAGE"]) <= 2048
+    assert len(found["SMTP_WHY"]) == 512
+
+
+def test_a_full_journal_costs_lines_and_they_are_told(path: str) -> None:
+    journal = listen(path)
+    log = Log("info", "daemon", stderr=False, target="journal", path=path)
+    while not log.lost:
+        log.info("fill")
+    for _ in lines(journal):
+        pass
+    log.info("again")
+    told, again = lines(journal)
+    assert entry(told.encode())["MESSAGE"] == "1 log lines lost"
+    assert entry(again.encode())["MESSAGE"] == "again"
+
+
+@pytest.mark.option("log_target")
+def test_stderr_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    log = Log("info", "daemon", stderr=False, target="stderr")
+    log.err("SCAN:FAILED", why="gone")
+    assert capfd.readouterr().err == f"smtp-gated[{os.getpid()}]: err: SCAN:FAILED why=gone\n"
+    assert log.lost == 0
+
+
+def test_stderr_twice_is_stderr_once(capfd: pytest.CaptureFixture[str]) -> None:
+    Log("info", "daemon", stderr=True, target="stderr").err("x")
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.option("log_format")
+def test_json_is_one_object_a_line(path: str, capfd: pytest.CaptureFixture[str]) -> None:
+    syslog = listen(path)
+    log = Log("info", "mail", stderr=True, form="json", path=path)
+    before = datetime.datetime.now().astimezone()
+    log.notice("SCAN:VIRUS", src="[::1]:25", time="0.012", ident=None, virus='a"b, c=d\n\x1b\ud800', size=7)
+    (line,) = lines(syslog)
+    priority, _, written = line.partition(f" smtp-gated[{os.getpid()}]: ")
+    assert priority.startswith("<21>")
+    assert written.isascii()
+    assert written.isprintable()
+    assert capfd.readouterr().err == written + "\n"
+    told = json.loads(written)
+    assert list(told) == ["time", "level", "pid", "event", "fields"]
+    assert abs(datetime.datetime.fromisoformat(told.pop("time")) - before).total_seconds() < 5
+    assert told == {
+        "level": "notice",
+        "pid": os.getpid(),
+        "event": "SCAN:VIRUS",
+        "fields": {
+            "src": "[::1]:25",
+            "time": "0.012",
+            "ident": "",
+            "virus": 'a"b, c=d%0A%1B%ED%A0%80',
+            "size": 7,
+        },
+    }
+
+
+def test_json_of_any_size_is_whole_and_short(path: str) -> None:
+    syslog = listen(path)
+    log = Log("info", "daemon", stderr=False, form="json", path=path)
+    log.info("\u4e16" * 9000, **{f"field{number}": "\u4e16" * 9000 for number in range(12)})
+    (line,) = lines(syslog)
+    told = json.loads(line.partition("]: ")[2])
+    assert len(line) < 2100
+    assert len(told["fields"]) == 12
+    assert set(told["fields"].values()) == {"\u4e16" * 16}
+
+
+@pytest.mark.option("log_facility")
+@pytest.mark.parametrize(
+    ("facility", "number"),
+    [
+        *(("user", 1), ("mail", 2), ("daemon", 3), ("auth", 4), ("news", 7), ("authpriv", 10)),
+        *((f"local{number}", 16 + number) for number in range(8)),
+    ],
+)
+def test_facilities(path: str, facility: str, number: int) -> None:
+    syslog = listen(path)
+    Log("debug", facility, stderr=False, path=path).debug("x")
+    (line,) = lines(syslog)
+    assert line.startswith(f"<{number * 8 + 7}>")
+
+
+@pytest.mark.option("log_level")
+@pytest.mark.parametrize(("level", "written"), [*zip(LOG_LEVELS, (6, 5, 4, 3, 2, 0, 1, 0), strict=True)])
+def test_every_level(path: str, level: str, written: int) -> None:
+    syslog = listen(path)
+    log = Log(level, "daemon", stderr=False, path=path)
+    for write in (log.debug, log.info, log.notice, log.warning, log.err, log.crit):
+        write("x")
+    assert len(list(lines(syslog))) == written

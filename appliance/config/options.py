@@ -232,7 +232,7 @@ class MiscOptions:
 
 
 class LogOptions:
-    """What is told to syslog, and how much of it."""
+    """What is logged, how much of it, and where to."""
 
     log_helo = Option(Bool(), False, "Log the names that clients give in HELO and EHLO.")
     log_mail_from = Option(
@@ -253,3 +253,12 @@ class LogOptions:
         restart=True,
     )
     log_facility = Option(Enum(*FACILITIES), "daemon", "The facility that log lines carry.", restart=True)
+    log_target = Option(
+        Enum("syslog", "journal", "stderr"),
+        "syslog",
+        "Where the log goes: to syslog, to systemd's journal with each field apart, or to stderr alone.",
+        restart=True,
+    )
+    log_format = Option(
+        Enum("text", "json"), "text", "How a line is written: as text, or as one JSON object.", restart=True
+    )

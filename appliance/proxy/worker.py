@@ -94,7 +94,13 @@ class Worker:
 
     async def _start(self, text: str, *, stderr: bool) -> None:
         config = parse(text)
-        self._log = Log(config.log_level, config.log_facility, stderr=stderr)
+        self._log = Log(
+            config.log_level,
+            config.log_facility,
+            stderr=stderr,
+            target=config.log_target,
+            form=config.log_format,
+        )
         _import_all()
         privileges.drop(config.set_user, config.set_group, keep_net_raw=config.mode.startswith("tproxy"))
         self._loop.set_exception_handler(self._bug)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from appliance import process
 from appliance.config import Config
+from appliance.log import SOCKETS
 from appliance.proxy import scanners
 from appliance.proxy.privileges import Identity, PrivilegeError, identity
 
@@ -49,6 +50,8 @@ def warnings(config: Config) -> list[str]:
             f"action_script {script}: no program that {_name(who)} may run; no event will start it; "
             "correct its name or its permissions"
         )
+    if config.log_target == "journal" and not Path(SOCKETS["journal"]).is_socket():
+        found.append(f"log_target journal: nothing listens at {SOCKETS['journal']}; choose another target")
     return found
 
 

@@ -44,15 +44,26 @@ def _serve(path: Path, config: Config, ready: Callable[[], None] | None) -> int:
     """Serve until told to end; `ready` leaves the terminal, None stays in the foreground."""
     process.set_name("smtp-gated")
     stderr = ready is None and not _stderr_is_journal()
-    log = Log(config.log_level, config.log_facility, stderr=stderr)
+    log = _log(config, stderr=stderr)
     try:
         return _start(path, config, log, ready, stderr=stderr)
     except StartError as error:
-        log = Log(config.log_level, config.log_facility, stderr=False)
+        log = _log(config, stderr=False)
         for line in str(error).splitlines():
-            log.crit(f"START:FAILED {line}")
+            if config.log_target != "stderr":
+                log.crit(f"START:FAILED {line}")
             print(f"smtp-gated: {line}", file=sys.stderr)
         return 1
+
+
+def _log(config: Config, *, stderr: bool) -> Log:
+    return Log(
+        config.log_level,
+        config.log_facility,
+        stderr=stderr,
+        target=config.log_target,
+        form=config.log_format,
+    )
 
 
 def _start(path: Path, config: Config, log: Log, ready: Callable[[], None] | None, *, stderr: bool) -> int:
@@ -62,6 +73,8 @@ def _start(path: Path, config: Config, log: Log, ready: Callable[[], None] | Non
     obstacles, absent = checks.absent_scanners(config)
     if obstacles:
         raise StartError("\n".join(obstacles))
+    if ready and config.log_target == "stderr":
+        absent.append("log_target stderr: nobody reads it in the background; start with -f, or log elsewhere")
     for line in (*config.warnings, *checks.warnings(config), *absent):
         log.warning(line)
         if ready:
