@@ -25,7 +25,6 @@ from appliance.proxy.action import ActionScripts
 from appliance.proxy.checks import Checks
 from appliance.proxy.clients import Clients
 from appliance.proxy.connection import Connection, Connections
-from appliance.proxy.relay import Outbox
 from appliance.proxy.scoreboard import Scoreboard
 from appliance.proxy.service import Service
 from appliance.proxy.spool import sweep
@@ -49,7 +48,6 @@ class Worker:
     ) -> None:
         self._index = index
         self._loop = asyncio.get_running_loop()
-        self._outbox = Outbox(self._loop)
         self._connections = Connections(self._end_if_drained)
         self._listener = listener
         self._board = board
@@ -115,7 +113,7 @@ class Worker:
         if self._index == 0:  # one of us is enough
             self._sweeper = self._loop.create_task(self._sweep_locks())
         self._server = await self._loop.create_server(
-            lambda: Connection(self._loop, self._outbox, self._checks, self._connections),
+            lambda: Connection(self._loop, self._checks, self._connections),
             sock=self._listener,
             backlog=config.connect_queue,
         )
