@@ -48,6 +48,25 @@ def refusal(visit: Visit) -> str | None:
     return None
 
 
+def refusal_of_ident(visit: Visit) -> str | None:
+    """Say why the one behind a client's address is turned away, and count the session; None without ident."""
+    service, config, log = visit.service, visit.service.config, visit.service.log
+    if not visit.ident:
+        return None
+    clients, address = service.clients, visit.client.address
+    clients.opened(address, visit.ident)
+    if config.max_per_ident and clients.sessions(address, visit.ident) > config.max_per_ident:
+        service.board.add(Counter.REJECT_IDENT)
+        log.notice("REJECT:MAX_IDENT", **visit.who())
+        events.report(visit, "maxident", "MAX_IDENT", "MAX_IDENT too many sessions at a time")
+        return config.msg_max_per_ident
+    if visit.locked():
+        service.board.add(Counter.REJECT_LOCK)
+        log.notice("LOCK:LOCKED", **visit.who())
+        return config.msg_virus_locked
+    return None
+
+
 async def route(visit: Visit, accepted: socket.socket) -> Route:
     """Find where a client meant to go. Raises Unreachable."""
     service, config = visit.service, visit.service.config
@@ -77,7 +96,6 @@ def outgoing(visit: Visit, route: Route) -> socket.socket:
         socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
     )
     try:
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         source = ""
         if route.as_client:
             source = visit.client.address

@@ -19,6 +19,7 @@ from appliance.proxy.spool import Spool
 from appliance.proxy.visit import Visit
 
 _serial = itertools.count(1)
+_PROCESS = os.getpid()
 
 
 class Message:
@@ -77,7 +78,7 @@ class Message:
 
     def _name(self) -> str:
         if not self._id:
-            self._id = f"{int(time.time())}.{os.getpid()}-{next(_serial)}"
+            self._id = f"{int(time.time())}.{_PROCESS}-{next(_serial)}"
         return self._id
 
     def open(self) -> Verdict:

@@ -14,6 +14,8 @@ from appliance.proxy.session.verdict import Action, Gate, Verdict
 
 _WAITS = frozenset((Awaited.HELO, Awaited.EHLO, Awaited.AUTH, Awaited.STARTTLS, Awaited.DATA))
 
+_ABOUT_MAIL, _ABOUT_RCPT = Gate.MAIL | Gate.REPLY_MAIL, Gate.RCPT | Gate.REPLY_RCPT
+
 _BARE_ENDS = {"reject": b"", "normalise": b"\r\n", "pass": b"\n"}
 
 
@@ -248,7 +250,7 @@ class ClientSide(ContentSide):
             return
         self._chunks = Chunks.NONE
         self._mail_line = line
-        if not self._gates & (Gate.MAIL | Gate.REPLY_MAIL):
+        if not self._gates & _ABOUT_MAIL:
             self._pass_line(Awaited.PLAIN, b"MAIL")
         else:
             address = command.path(line)
@@ -259,7 +261,7 @@ class ClientSide(ContentSide):
     def _rcpt(self, line: bytes) -> None:
         if self._chunks is Chunks.OPEN:
             self._answer_here(503, "5.5.1", self._settings.texts.proto_error)
-        elif not self._gates & (Gate.RCPT | Gate.REPLY_RCPT):
+        elif not self._gates & _ABOUT_RCPT:
             self._pass_line(Awaited.RCPT, b"")
         else:
             watched = Awaited.RCPT_WATCHED if self._gates & Gate.REPLY_RCPT else Awaited.RCPT
