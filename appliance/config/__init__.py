@@ -5,6 +5,7 @@ Everything else imports from here. The tables are `options.py`, `inspection.py`,
 """
 
 from appliance.config.config import NAMES, OPTIONS, Config
+from appliance.config.dnsbl import DnsList
 from appliance.config.dump import dump
 from appliance.config.network import Address, Network, SocketAddress
 from appliance.config.parser import ConfigError, Problem, load, nearest, parse
@@ -15,6 +16,7 @@ __all__ = [
     "Address",
     "Config",
     "ConfigError",
+    "DnsList",
     "Network",
     "Problem",
     "SocketAddress",

@@ -27,6 +27,8 @@ def errors(config: Config, modes: Collection[str] | None, *, complete: bool) -> 
         yield from _fixed(config)
     if config.spf == "fixed" and config.spf_fixed_ip is None:
         yield "spf_fixed_ip", "not set; spf fixed needs the address to check"
+    if config.dnsbl_threshold <= 0:
+        yield "dnsbl_threshold", "not above 0; set it to the weight that refuses a client, such as 1"
     if config.antivirus_path.path is None:
         yield from _no_unix_socket(config)
 
@@ -56,6 +58,10 @@ def warnings(config: Config) -> Iterator[tuple[str, str]]:
         yield "antivirus_type", "scan_max_size is 0, so nothing is scanned for viruses"
     if "direct" in config.auth_skip and len(config.auth_skip) > 1:
         yield "auth_skip", "direct stops all inspection, so the other words change nothing"
+    if config.dnsbl and sum(max(entry.weight, 0) for entry in config.dnsbl) < config.dnsbl_threshold:
+        yield "dnsbl_threshold", "more than all zones of dnsbl weigh together, so they refuse nobody"
+    if config.dnswl and not config.dnsbl:
+        yield "dnswl", "dnsbl is not set, so there is nothing to spare its clients"
     for name, option in OPTIONS.items():
         value = getattr(config, name)
         if isinstance(option.kind, Regex) and re.search(r"\\[<>]", value):

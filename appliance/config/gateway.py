@@ -5,6 +5,7 @@ See `options.py` for how the table works. Values are judged in `option.py`.
 
 from pathlib import Path
 
+from appliance.config.dnsbl import NameServer
 from appliance.config.network import Net, Port, Socket
 from appliance.config.option import Enum, File, List, Maybe, Option, Text, UInt, Workers
 
@@ -27,6 +28,11 @@ class GatewayOptions:
         Enum("path", "stream", "fd"),
         "path",
         "How clamd gets a message: by the path of its copy, through the socket, or as an open file.",
+    )
+    dns_servers = Option(
+        List(NameServer(), 8),
+        (),
+        "The DNS servers to ask, in this order; those of /etc/resolv.conf when unset.",
     )
     control_socket = Option(
         Maybe(File()),

@@ -5,12 +5,13 @@ See `options.py` for how the table works. Values are judged in `option.py`.
 
 from pathlib import Path
 
+from appliance.config.dnsbl import ListZone
 from appliance.config.network import IP, Socket, SocketAddress
 from appliance.config.option import Bool, Enum, File, Float, Int, List, Maybe, Option, Text, UInt
 from appliance.config.options import SPOOL
-
-
 from appliance.config.regex import Regex
+
+
 def _header() -> Text:
     return Text(
         "STRING", r"[!-9;-~]{1,64}", "the name of a header: letters, digits and - without blanks or a colon"
@@ -62,10 +63,17 @@ class DnsblOptions:
     """Block lists in the DNS."""
 
     dnsbl = Option(
-        List(Text("ZONE", r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?\.?", "a DNS zone"), 32),
+        List(ListZone(weighted=True), 32),
         (),
-        "The zones to ask about each client.",
-        pending=True,
+        "The zones to ask about each client; zone=127.0.0.[2-9;20] counts those answers only, zone*2 twice.",
+    )
+    dnswl = Option(
+        List(ListZone(weighted=False), 32),
+        (),
+        "The zones of good clients, which pass whatever dnsbl says; written as there, without weights.",
+    )
+    dnsbl_threshold = Option(
+        Float(), 1.0, "How much the zones that list a client must weigh together for it to be refused."
     )
 
 
@@ -76,10 +84,9 @@ class SpfOptions:
         Enum("none", "incoming", "outgoing", "fixed", aliases={"off": "none"}),
         "none",
         "Which address must be allowed to send: the client's, that of outgoing_addr, or spf_fixed_ip.",
-        pending=True,
     )
-    spf_log_only = Option(Bool(), False, "Log what SPF says but refuse nothing.", pending=True)
-    spf_fixed_ip = Option(Maybe(IP()), None, "The address that spf fixed checks.", pending=True)
+    spf_log_only = Option(Bool(), False, "Log what SPF says but refuse nothing.")
+    spf_fixed_ip = Option(Maybe(IP()), None, "The address that spf fixed checks.")
 
 
 class RegexOptions:

@@ -185,6 +185,8 @@ class TimeoutOptions:
     timeout_lookup = Option(UInt(), 10, "The wait for each answer of a remote lookup.", pending=True)
     timeout_scanner = Option(UInt(), 30, "The wait for the virus scanner.")
     timeout_spam = Option(UInt(), 30, "The wait for the spam scanner.")
+    timeout_dnsbl = Option(UInt(1, 300), 5, "The wait for the lists of dnsbl and dnswl.")
+    timeout_spf = Option(UInt(1, 300), 20, "The wait for all that SPF has to ask about one sender.")
     timeout_session = Option(UInt(), 20, "The whole time that a taken-over session may last.")
     timeout_idle = Option(UInt(), 300, "The longest silence in an inspected session.")
     timeout_connect = Option(UInt(), 30, "The wait for a connection to the mail server.")

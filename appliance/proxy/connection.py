@@ -138,6 +138,7 @@ class Connection(Relay):
             async with asyncio.timeout(self._service.config.timeout_connect or None):
                 outgoing = admission.outgoing(self._visit, route)
                 await _connect(self._loop, outgoing, route.destination)
+                self._visit.source = outgoing.getsockname()[0]
                 await self._loop.create_connection(lambda: ServerSide(self), sock=outgoing)
         except BaseException as error:
             if outgoing:

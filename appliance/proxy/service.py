@@ -15,6 +15,7 @@ from appliance.proxy import lookup, scanners
 from appliance.proxy.action import ActionScripts
 from appliance.proxy.clients import Clients
 from appliance.proxy.locks import LockDirectory
+from appliance.proxy.resolver import Resolver
 from appliance.proxy.scoreboard import Scoreboard
 
 _LOAD_AGE = 1.0  # seconds for which a load average is believed
@@ -36,6 +37,7 @@ class Service:
         self.board = board
         self.clients = clients
         self.lookup = lookup.make(config)
+        self.resolver = Resolver(config.dns_servers)
         self.virus = scanners.antivirus(
             config.antivirus_type if config.scan_max_size else "off",
             config.antivirus_path,

@@ -14,8 +14,8 @@ from appliance.proxy.session import Session
 class Visit:
     """One connection from `client`, accepted at `local`, under the configuration of `service`.
 
-    `since` is its unix time. `route` is there once the destination is known, `session` once there is somebody
-    to talk to.
+    `since` is its unix time. `route` is there once the destination is known, `source`, the address that the
+    server sees, once there is a connection to it, `session` once there is somebody to talk to.
     """
 
     def __init__(self, service: Service, client: Endpoint, local: Endpoint) -> None:
@@ -25,6 +25,7 @@ class Visit:
         self.since = time.time()
         self.route: Route | None = None
         self.session: Session | None = None
+        self.source = ""
 
     @property
     def target(self) -> Endpoint | None:

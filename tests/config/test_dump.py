@@ -61,4 +61,4 @@ def test_what_is_without_effect_says_so_in_both_forms() -> None:
         marked = set(re.findall(r"^# (\w+): accepted", text, re.MULTILINE))
         expected = {name for name, option in OPTIONS.items() if option.pending or option.obsolete}
         assert marked == {name for name in expected if f"\n{name} " in text}
-        assert "dnsbl" in marked
+        assert "fwmark" in marked

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from appliance.config import NAMES, OPTIONS, Config, SocketAddress, parse
+from appliance.config import NAMES, OPTIONS, Config, DnsList, SocketAddress, parse
 from appliance.config.option import Enum, Flags
 
 with Path(__file__).with_name("options.tsv").open() as facts:
@@ -143,7 +143,23 @@ VALUES: list[tuple[str, str, Any]] = [
     ("antivirus_path [::1]:3310", "antivirus_path", SocketAddress(None, "::1", 3310)),
     ("antispam_path localhost:783", "antispam_path", SocketAddress(None, "localhost", 783)),
     ("antispam_path /run/spamd", "antispam_path", SocketAddress(Path("/run/spamd"))),
-    ("dnsbl a.example , b.example,", "dnsbl", ("a.example", "b.example")),
+    ("dnsbl a.example , B.example.,", "dnsbl", (DnsList("a.example"), DnsList("b.example"))),
+    (
+        "dnsbl c.example=127.0.[0;2..3].[2-11;20]*2.5",
+        "dnsbl",
+        (DnsList("c.example", (((127, 127),), ((0, 0),), ((0, 0), (2, 3)), ((2, 11), (20, 20))), 2.5),),
+    ),
+    ("dnsbl c.example*-1", "dnsbl", (DnsList("c.example", weight=-1),)),
+    ("dns_servers 192.0.2.53", "dns_servers", (SocketAddress(None, "192.0.2.53", 53),)),
+    (
+        "dns_servers ::1,[::1]:54,[::1],192.0.2.1:55",
+        "dns_servers",
+        (
+            SocketAddress(None, "::1", 53),
+            SocketAddress(None, "::1", 54),
+            SocketAddress(None, "192.0.2.1", 55),
+        ),
+    ),
     ("dnsbl", "dnsbl", ()),
     ("intercept_ports 25,587", "intercept_ports", (25, 587)),
     ("trusted_clients 192.0.2.0/24", "trusted_clients", (IPv4Network("192.0.2.0/24"),)),

@@ -45,14 +45,14 @@ networks = st.one_of(
 octets = st.lists(
     st.tuples(st.integers(0, 99), st.integers(99, 255)), min_size=1, max_size=3, unique=True
 ).map(tuple)
+filters = st.tuples(st.just(((127, 127),)), octets, octets, st.just(((0, 1), (2, 2), (9, 255))))
 lists = st.builds(
     DnsList,
     st.sampled_from(["a.example", "b_b.example", "x"]),
-    st.one_of(
-        st.just(()), st.tuples(st.just(((127, 127),)), octets, octets, st.just(((0, 1), (2, 2), (9, 255))))
-    ),
+    st.one_of(st.just(()), filters),
     st.sampled_from([1.0, -2.0, 0.001, 9999.999]),
 )
+
 
 plain: dict[type[Kind[Any]], st.SearchStrategy[Any]] = {
     Float: st.floats(allow_nan=False, allow_infinity=False),

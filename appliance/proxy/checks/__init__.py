@@ -5,20 +5,25 @@
 
 from appliance.proxy.checks.auth import AuthOutcome, AuthRequired
 from appliance.proxy.checks.base import Check
+from appliance.proxy.checks.dnsbl import Dnsbl, DnsblAtMail
 from appliance.proxy.checks.earlytalk import Earlytalk
 from appliance.proxy.checks.journal import HeloJournal, MailJournal, RcptJournal
 from appliance.proxy.checks.loop import Loop
 from appliance.proxy.checks.regex import RegexHelo, RegexMailFrom, RegexRcptTo
+from appliance.proxy.checks.spf import Spf
 from appliance.proxy.service import Service
 from appliance.proxy.session import Gate, Settings, Texts
 from appliance.proxy.session.verdict import NO_GATES
 
 _ALL: tuple[type[Check], ...] = (
+    Dnsbl,
     Loop,
     Earlytalk,
     HeloJournal,
     RegexHelo,
     RegexMailFrom,
+    DnsblAtMail,
+    Spf,
     RegexRcptTo,
     AuthRequired,
     AuthOutcome,
