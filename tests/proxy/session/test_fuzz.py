@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from appliance.proxy.session import Action, Gate, Phase, Session, Verdict
 from tests.proxy.session import recorder as recording
 from tests.proxy.session.recorder import Recorder
-from tests.proxy.session.test_properties import late_gates, modes, profile
+from tests.proxy.session.test_properties import HEADER, late_gates, modes, profile
 
 noise = st.one_of(
     st.binary(max_size=60),
