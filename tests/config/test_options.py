@@ -35,8 +35,6 @@ PENDING = {
     ),
     *(
         "limit_fsize",
-        "dnsbl",
-        "msg_dnsdb_reject",
         "msg_max_per_ident",
         "msg_malformed_ip",
         "msg_lookup_notfound",
