@@ -72,8 +72,6 @@ class Message:
 
     def finish(self) -> None:
         """The message was released."""
-        if self._copy and "always" in self._config.spool_leave_on:
-            self._keep(self._copy)
         self.drop()
 
     def _name(self) -> str:
@@ -142,6 +140,7 @@ class Message:
             told = {"message": "a scan failed", "exception": error}
             asyncio.get_running_loop().call_exception_handler(told)
             verdict = Verdict(Action.TAKEOVER, 550, "", self._config.msg_scanner_failed)
+        self._keep_on("always", copy)
         self._scan = None
         self.scanning = ""
         self._resume(verdict)
@@ -221,9 +220,9 @@ class Message:
         return Verdict(Action.HANGUP, 451, "4.4.0", config.msg_virus_locked)
 
     def _keep_on(self, event: str, copy: Spool) -> str:
-        return self._keep(copy) if {event, "always"} & self._config.spool_leave_on else ""
-
-    def _keep(self, copy: Spool) -> str:
+        """Keep the copy if that is wanted; give its name if so."""
+        if not {event, "always"} & self._config.spool_leave_on:
+            return ""
         try:
             return str(copy.keep())
         except OSError as error:

@@ -49,6 +49,7 @@ class Spool:
         self._name = directory / name
         self._live = directory / f"{_LIVE}{name}"
         self._limit = limit
+        self._kept = False
         if not named:
             self.fd = _open_unnamed(directory)
         if self.fd < 0:
@@ -117,25 +118,29 @@ class Spool:
         self.close()
 
     def keep(self) -> Path:
-        """Leave the copy under its name for good and return that name; raises OSError when that cannot be."""
+        """Leave the copy under its name for good and return that name; raises OSError when that cannot be.
+
+        Until it is closed, scanners may go on reading it.
+        """
+        if self._kept:
+            return self._name
         if self.fd < 0:
             raise FileNotFoundError(errno.ENOENT, "the copy was dropped", str(self._name))
         if self.path is None:
             self._give_name(f"/proc/self/fd/{self.fd}")
         else:
             self._live.unlink()
-        self.path = None  # not ours to remove any more
-        os.close(self.fd)
-        self.fd = -1
+        self.path = self._name
+        self._kept = True
         return self._name
 
     def close(self) -> None:
         """Remove the copy, unless it is kept. May be called again."""
-        if self.path is not None:
+        if self.path is not None and not self._kept:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
                 self._live.unlink(missing_ok=True)
-            self.path = None
+        self.path = None
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
