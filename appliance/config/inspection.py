@@ -119,40 +119,34 @@ class RatelimitOptions:
     """Quotas of a client over a period; 0 sets no limit."""
 
     ratelimit_path = Option(
-        File("PATH"), SPOOL / "ratelimit", "The directory of the clients' records.", pending=True
+        File("PATH"), SPOOL / "ratelimit", "The directory of the database that keeps the clients' records."
     )
     ratelimit_period = Option(
         Int(),
         0,
         "The seconds after which counting starts anew; 0 turns rate limits off.",
         aliases=("ratelimit_expiration",),
-        pending=True,
     )
     ratelimit_dst_expiration = Option(
         Int(),
         -1,
         "The seconds for which a destination is remembered; negative sets no limit of destinations.",
-        pending=True,
     )
     ratelimit_generation = Option(
         UInt(),
         0,
         "The number of this set of quotas; records of a lower number take the quotas over.",
-        pending=True,
     )
-    ratelimit_connections = Option(Int(), 0, "The connections in a period.", pending=True)
-    ratelimit_sessions = Option(
-        Int(), 0, "The messages in a period.", aliases=("ratelimit_messages",), pending=True
-    )
-    ratelimit_recipients = Option(Int(), 0, "The recipients in a period.", pending=True)
-    ratelimit_bytes = Option(Int(), 0, "The bytes of messages in a period.", pending=True)
-    ratelimit_mailfrom_rejects = Option(
-        UInt(), 0, "The senders a server may refuse in a period.", pending=True
-    )
-    ratelimit_rcptto_rejects = Option(
-        UInt(), 0, "The recipients a server may refuse in a period.", pending=True
-    )
-    ratelimit_auth_rejects = Option(UInt(), 0, "The logins a server may refuse in a period.", pending=True)
+    ratelimit_connections = Option(Int(), 0, "The connections in a period.")
+    ratelimit_sessions = Option(Int(), 0, "The messages in a period.", aliases=("ratelimit_messages",))
+    ratelimit_recipients = Option(Int(), 0, "The recipients in a period.")
+    ratelimit_bytes = Option(Int(), 0, "The bytes of messages in a period.")
+    ratelimit_mailfrom_rejects = Option(UInt(), 0, "The senders a server may refuse in a period.")
+    ratelimit_rcptto_rejects = Option(UInt(), 0, "The recipients a server may refuse in a period.")
+    ratelimit_auth_rejects = Option(UInt(), 0, "The logins a server may refuse in a period.")
+    ratelimit_helos = Option(UInt(0, 1000), 0, "The different HELO and EHLO names in a period.")
+    ratelimit_mailfroms = Option(UInt(0, 1000), 0, "The different sender addresses in a period.")
+    ratelimit_destinations = Option(UInt(0, 1000), 0, "The different mail servers in a period.")
 
 
 class CommandOptions:

@@ -181,55 +181,51 @@ class MessageOptions:
         Message(),
         "too many connections in a short time; please try again later",
         "A client made too many connections in a period.",
-        pending=True,
     )
     msg_ratelimit_error = Option(
         Message(),
         "your sending limits could not be checked; please try again later",
         "The client's record cannot be used.",
-        pending=True,
     )
     msg_ratelimit_messages = Option(
         Message(),
         "too many messages in a short time; please try again later",
         "A client sent too many messages in a period.",
-        pending=True,
     )
     msg_ratelimit_rcptto = Option(
         Message(),
         "too many recipients in a short time; please try again later",
         "A client named too many recipients in a period.",
-        pending=True,
     )
     msg_ratelimit_rcptto_rejects = Option(
         Message(),
         "too many of your recipients were refused; please check your address list",
         "A server refused too many recipients in a period.",
-        pending=True,
     )
     msg_ratelimit_helo = Option(
         Message(),
         "too many different names in HELO; please try again later",
         "A client used too many HELO names in a period.",
-        pending=True,
     )
     msg_ratelimit_mailfrom = Option(
         Message(),
         "too many different sender addresses; please try again later",
         "A client used too many senders in a period.",
-        pending=True,
     )
     msg_ratelimit_mailfrom_rejects = Option(
         Message(),
         "too many of your sender addresses were refused; please check your mail program's settings",
         "A server refused too many senders in a period.",
-        pending=True,
+    )
+    msg_ratelimit_auth_rejects = Option(
+        Message(),
+        "too many of your logins were refused; please check your user name and password",
+        "A server refused too many logins in a period.",
     )
     msg_ratelimit_dst = Option(
         Message(),
         "too many different mail servers; please use the one of your provider",
         "A client used too many mail servers.",
-        pending=True,
     )
     msg_earlytalker = Option(
         Message(), "please wait for the greeting before you speak", "A client spoke before it was greeted."

@@ -1,11 +1,17 @@
 """What one worker knows of its clients. A client lives in one worker, so nothing here is shared."""
 
+from appliance.proxy.ledger import Ledger
+
 
 class Clients:
-    """How many sessions each client address has open."""
+    """How many sessions each client address has open.
+
+    `ledger` knows what each may use.
+    """
 
     def __init__(self) -> None:
         self._sessions: dict[str, int] = {}
+        self.ledger = Ledger()
 
     def sessions(self, address: str) -> int:
         """Sessions of a client."""

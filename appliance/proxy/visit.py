@@ -7,6 +7,7 @@ import time
 
 from appliance.proxy.locks import Lock
 from appliance.proxy.lookup import Endpoint, Route
+from appliance.proxy.quota import Record
 from appliance.proxy.service import Service
 from appliance.proxy.session import Session
 
@@ -15,7 +16,8 @@ class Visit:
     """One connection from `client`, accepted at `local`, under the configuration of `service`.
 
     `since` is its unix time. `route` is there once the destination is known, `source`, the address that the
-    server sees, once there is a connection to it, `session` once there is somebody to talk to.
+    server sees, once there is a connection to it, `session` once there is somebody to talk to, `record` where
+    rate limits are on.
     """
 
     def __init__(self, service: Service, client: Endpoint, local: Endpoint) -> None:
@@ -26,6 +28,7 @@ class Visit:
         self.route: Route | None = None
         self.session: Session | None = None
         self.source = ""
+        self.record: Record | None = None
 
     @property
     def target(self) -> Endpoint | None:

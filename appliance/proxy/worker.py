@@ -62,6 +62,7 @@ class Worker:
         orders = self._loop.create_task(self._orders(reader))
         await self._done.wait()
         orders.cancel()
+        await self._clients.ledger.close()
         if self._scripts:
             await self._scripts.finish(_SCRIPTS_WITHIN)
 

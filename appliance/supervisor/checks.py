@@ -113,6 +113,8 @@ def _directories(config: Config, who: Identity) -> Iterator[str]:
     ]
     if config.lock_on and config.lock_duration:
         wanted.append(("lock_path", config.lock_path, who, 0o750))
+    if config.ratelimit_period > 0:
+        wanted.append(("ratelimit_path", config.ratelimit_path, who, 0o750))
     for option, path, owner, mode in wanted:
         try:
             complaint = _directory(path, owner, mode)

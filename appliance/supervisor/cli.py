@@ -56,7 +56,7 @@ def smtp_gated(
     _: Annotated[bool, typer.Option("-h", help="Print this help.", is_eager=True, callback=_help)] = False,
     terminate: Annotated[bool, typer.Option("-K", help="End the running daemon.")] = False,
     record: Annotated[
-        str | None, typer.Option("-L", metavar="FILE", help="Print a rate limit record.")
+        str | None, typer.Option("-L", metavar="CLIENT", help="Print what a client has used of its limits.")
     ] = None,
     reload: Annotated[bool, typer.Option("-r", help="Make the running daemon read its file anew.")] = False,
     status: Annotated[bool, typer.Option("-s", help="Print the status of the running daemon.")] = False,
@@ -75,7 +75,7 @@ def smtp_gated(
     actions: dict[str, tuple[bool, Callable[[], int]]] = {
         "-C": (name is not None, lambda: _print_value(file, name or "")),
         "-K": (terminate, lambda: remote.terminate(configuration.load(file))),
-        "-L": (record is not None, _print_record),
+        "-L": (record is not None, lambda: _print_record(file, record or "")),
         "-r": (reload, lambda: remote.reload(configuration.load(file))),
         "-s": (status, lambda: remote.status(configuration.load(file))),
         "-S": (status_file, lambda: remote.status_file(configuration.load(file))),
@@ -105,9 +105,22 @@ def _print_value(file: Path, name: str) -> int:
     return DONE
 
 
-def _print_record() -> int:
-    _tell("rate limiting is not in this version, so there are no records to print")
-    return FAILED
+def _print_record(file: Path, client: str) -> int:
+    from appliance.proxy import records  # the others need no database
+
+    config, name = configuration.load(file), records.name_of(client)
+    with records.Records(config.ratelimit_path, read_only=True) as database:
+        try:
+            record = database.get(name)
+        except records.RecordsError as error:
+            _tell(f"{database.path}: {error}")
+            return FAILED
+    if record is None:
+        _tell(f"{database.path} has no record of {name}")
+        return FAILED
+    for key, value in records.described(record):
+        print(f"{key}: {value}")
+    return DONE
 
 
 def _print_config(file: Path, *, messages: bool) -> int:

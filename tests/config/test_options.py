@@ -39,9 +39,9 @@ PENDING = {
         "msg_malformed_ip",
         "msg_lookup_notfound",
     ),
-    *("msg_lookup_timeout", "msg_lookup_mismatch", "msg_rate_reject"),
+    *("msg_lookup_timeout", "msg_lookup_mismatch"),
 }
-PENDING_FAMILIES = ("ratelimit_", "remote_", "msg_ratelimit_")
+PENDING_FAMILIES = ("remote_",)
 
 
 def test_every_option_is_there_and_no_other() -> None:

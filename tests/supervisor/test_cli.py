@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from appliance.config import dump, parse
+from appliance.proxy.quota import Limits, Use
+from appliance.proxy.records import Records
 
 PROGRAM = Path(sys.executable).with_name("smtp-gated")
 
@@ -104,9 +106,19 @@ def test_version_and_features() -> None:
     assert {"PYTHON", "UVLOOP", "IPV6", "TPROXY", "CLAMD", "MKSD", "SPAMASSASSIN"} <= set(features)
 
 
-def test_rate_limit_records_are_for_later() -> None:
-    assert run("-L", "/some/record") == (
-        1,
-        "",
-        "smtp-gated: rate limiting is not in this version, so there are no records to print\n",
-    )
+def test_no_rate_limit_record(file: Path, tmp_path: Path) -> None:
+    with file.open("a") as more:
+        more.write(f"ratelimit_path {tmp_path}\n")
+    code, out, err = run("-L", "192.0.2.7", file)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"smtp-gated: {tmp_path}/records.sqlite: unable to open database file; see that ")
+    limits = Limits.of(parse("ratelimit_recipients 7"))
+    with Records(tmp_path, create=True) as records:
+        records.set_quotas("192.0.2.7", {Use.BYTES: 5}, limits)
+    code, out, err = run("-L", "192.0.2.8", file)
+    assert (code, out) == (1, "")
+    assert err == f"smtp-gated: {tmp_path}/records.sqlite has no record of 192.0.2.8\n"
+    code, out, err = run("-L", "/old/place/192.0.2.7", file)
+    assert (code, err) == (0, "")
+    assert "client: 192.0.2.7\n" in out
+    assert "recipients.quota: 7\nrecipients.used: 0\nrecipients.tries: 0\nbytes.quota: 5\n" in out

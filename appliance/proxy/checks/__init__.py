@@ -3,6 +3,7 @@
 `Checks` puts the configured ones together, once for each configuration; sessions ask through `Inspection`.
 """
 
+from appliance.proxy.checks import ratelimit
 from appliance.proxy.checks.auth import AuthOutcome, AuthRequired
 from appliance.proxy.checks.base import Check
 from appliance.proxy.checks.dnsbl import Dnsbl, DnsblAtMail
@@ -16,17 +17,27 @@ from appliance.proxy.session import Gate, Settings, Texts
 from appliance.proxy.session.verdict import NO_GATES
 
 _ALL: tuple[type[Check], ...] = (
+    ratelimit.Connections,
     Dnsbl,
     Loop,
+    ratelimit.Destinations,
     Earlytalk,
     HeloJournal,
+    ratelimit.Helos,
     RegexHelo,
+    ratelimit.Senders,
     RegexMailFrom,
     DnsblAtMail,
     Spf,
+    ratelimit.Recipients,
     RegexRcptTo,
     AuthRequired,
+    ratelimit.Messages,
+    ratelimit.Bytes,
     AuthOutcome,
+    ratelimit.SenderRejects,
+    ratelimit.RecipientRejects,
+    ratelimit.AuthRejects,
     MailJournal,
     RcptJournal,
 )

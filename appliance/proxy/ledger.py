@@ -1,0 +1,203 @@
+"""The rate limit records of one worker's clients: in memory, and written to the database behind their back.
+
+A client's record is read once, when the client is first seen, and kept while its period lasts; a session
+holds on to the one it began with. What changed is written twice a second, in a thread of its own, so no
+command ever waits for the disk and a crash costs less than a second of counting. The checks of rate limits
+call this; what a record says is `quota.py`'s business.
+"""
+
+import asyncio
+import itertools
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+from appliance.config import Config
+from appliance.log import Log
+from appliance.proxy.quota import Limits, Record
+from appliance.proxy.records import Records, RecordsError, row_of
+
+RECORDS = 100_000  # that are kept in memory; of more clients the latest
+WRITE_EVERY = 0.5  # seconds
+_READ_WITHIN = 5.0  # seconds, or the record counts as unusable
+_CLOSE_WITHIN = 3.0  # seconds for the last writing
+_BATCH = 1000  # records written in one transaction, and looked at for being over
+_PURGE_EVERY = 60.0  # seconds
+
+T = TypeVar("T")
+
+
+class Ledger:
+    """The records of one worker; `clock` gives unix time. Used from the event loop alone."""
+
+    def __init__(self, clock: Callable[[], float] = time.time, room: int = RECORDS) -> None:
+        self.clock = clock
+        self._room = room
+        # Every record that anybody holds: the two below, and sessions. There are never two of a client.
+        self._alive: WeakValueDictionary[str, Record] = WeakValueDictionary()
+        self._recent: OrderedDict[str, Record] = OrderedDict()
+        self._dirty: dict[str, Record] = {}
+        self._thread = ThreadPoolExecutor(1, "ratelimit")
+        self._writer: asyncio.Task[None] | None = None
+        self._purged = 0.0
+        self._broken: set[str] = set()
+        self._records: Records
+        self._limits: Limits
+        self._log: Log
+
+    def serve(self, config: Config, log: Log) -> None:
+        """Work by a configuration from now on; records of another directory are forgotten."""
+        self._limits, self._log = Limits.of(config), log
+        records = Records(config.ratelimit_path, create=True)
+        before = getattr(self, "_records", None)
+        if before and before.path == records.path:
+            return
+        if before:
+            rows = [row_of(record) for record in self._dirty.values()]
+            self._thread.submit(before.save, rows)
+            self._thread.submit(before.close)
+            for forgotten in (self._alive, self._recent, self._dirty):
+                forgotten.clear()
+        self._records = records
+
+    def known(self, client: str) -> Record | None:
+        """Give a client's record if it is in memory, and is more than a makeshift."""
+        record = self._alive.get(client)
+        if record is None or not record.stored:
+            return None
+        self._keep(record)
+        return record
+
+    async def fetch(self, client: str, limits: Limits, *, makeshift: bool) -> Record:
+        """Give a client's record from the database, or a new one; raises RecordsError within seconds.
+
+        With `makeshift`, a record that cannot be read is begun in memory alone, until it can be.
+        """
+        try:
+            stored = await self._read(client)
+        except RecordsError as error:
+            self._failed("reading", error)
+            if not makeshift:
+                raise
+            record = self._alive.get(client)
+            if record is None:
+                record = Record(client, limits, self.clock())
+                record.stored = False
+        else:
+            self._worked("reading")
+            record = self._alive.get(client)
+            if record is None or (stored and not record.stored):
+                record = stored or Record(client, limits, self.clock())
+            record.stored = True
+        self._keep(record)
+        return record
+
+    def changed(self, record: Record) -> None:
+        """Have a record written soon."""
+        if record.stored:
+            self._dirty[record.client] = record
+            self._write_soon()
+
+    async def close(self) -> None:
+        """Write what is not written yet, within a few seconds; the worker ends."""
+        if self._writer:
+            self._writer.cancel()
+            await asyncio.wait([self._writer])
+        if hasattr(self, "_records"):
+            try:
+                async with asyncio.timeout(_CLOSE_WITHIN):
+                    await self._write()
+                    await self._in_thread(self._records.close)
+            except (RecordsError, TimeoutError) as error:
+                self._failed("writing", error)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _read(self, client: str) -> Record | None:
+        try:
+            async with asyncio.timeout(_READ_WITHIN):
+                return await self._in_thread(self._records.get, client)
+        except TimeoutError:
+            raise RecordsError(f"no answer within {_READ_WITHIN:g} seconds; look after the disk") from None
+
+    def _in_thread(self, call: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+
+    def _keep(self, record: Record) -> None:
+        """Keep a record as the latest one, at the cost of the one seen the longest time ago."""
+        self._alive[record.client] = self._recent[record.client] = record
+        self._recent.move_to_end(record.client)
+        if len(self._recent) > self._room:
+            self._recent.popitem(last=False)
+        self._write_soon()
+
+    def _write_soon(self) -> None:
+        if self._writer is None:
+            self._writer = asyncio.get_running_loop().create_task(self._write_behind())
+
+    async def _write_behind(self) -> None:
+        """Write, look for edits, forget and purge, as long as there is anything to look after."""
+        while self._recent or self._dirty:
+            await asyncio.sleep(WRITE_EVERY)
+            try:
+                await self._write()
+                await self._purge()
+                self._worked("writing")
+            except RecordsError as error:
+                self._failed("writing", error)
+            except Exception as error:
+                told = {"message": "rate limits were not written", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(told)
+            self._forget()
+        self._writer = None
+
+    async def _write(self) -> None:
+        while True:
+            batch = dict(itertools.islice(self._dirty.items(), _BATCH))
+            for client in batch:
+                del self._dirty[client]
+            try:
+                edits = await self._in_thread(self._records.save, [row_of(each) for each in batch.values()])
+            except BaseException:
+                self._dirty = {**batch, **self._dirty}
+                while len(self._dirty) > self._room:  # the disk has failed for long: the oldest counts go
+                    del self._dirty[next(iter(self._dirty))]
+                raise
+            for edited in edits:
+                record = self._alive.get(edited.client)
+                if record and record.edited != edited.edited:
+                    record.adopt(edited)
+                    self.changed(record)
+            if len(batch) < _BATCH:
+                return
+
+    def _forget(self) -> None:
+        """Let go of those whose period is over; the database has them as long as they matter."""
+        over = self.clock() - self._limits.period
+        for _ in range(_BATCH):
+            record = next(iter(self._recent.values()), None)
+            if record is None or record.cleared > over:
+                return
+            del self._recent[record.client]
+
+    async def _purge(self) -> None:
+        if 0 <= self.clock() - self._purged < _PURGE_EVERY:
+            return
+        limits = self._limits
+        before = self.clock() - limits.memory
+        while await self._in_thread(self._records.purge, before, limits.generation) >= _BATCH:
+            pass
+        self._purged = self.clock()
+
+    def _failed(self, what: str, error: Exception) -> None:
+        """Tell once that the database does not work."""
+        if what not in self._broken:
+            self._broken.add(what)
+            self._log.err(f"RATELIMIT:FAILED {what}", file=self._records.path, why=error)
+
+    def _worked(self, what: str) -> None:
+        if what in self._broken:
+            self._broken.discard(what)
+            self._log.notice(f"RATELIMIT:RESTORED {what}", file=self._records.path)
