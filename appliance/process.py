@@ -22,6 +22,7 @@ PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
 CAP_SETUID: Final = 7
 CAP_NET_RAW: Final = 13
+CAP_SYS_CHROOT: Final = 18
 CAP_LAST: Final = 63  # the bits a capability set has; the kernel knows fewer
 
 _VERSION_3: Final = 0x20080522
@@ -34,6 +35,14 @@ def prctl(option: int, argument: int = 0) -> int:
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
+
+
+def load_average() -> float:
+    """The load average of the last minute; needs no /proc, which a chroot may lack, as os.getloadavg does."""
+    information = (ctypes.c_ulong * 16)()  # struct sysinfo, some 110 bytes: uptime, then the three averages
+    if _libc.sysinfo(information):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return float(information[1]) / 65536
 
 
 def set_name(name: str) -> None:

@@ -56,6 +56,14 @@ def warnings(config: Config) -> Iterator[tuple[str, str]]:
         yield "antispam_type", "spam_max_size is 0, so nothing is scanned for spam"
     if config.antivirus_type != "off" and config.scan_max_size == 0:
         yield "antivirus_type", "scan_max_size is 0, so nothing is scanned for viruses"
+    if config.chroot_path and (
+        config.antivirus_type == "mksd"
+        or (config.antivirus_type == "clamd" and config.antivirus_transfer == "path")
+    ):
+        how = "run it in there, too" + (
+            ", or set antivirus_transfer to fd" if config.antivirus_type == "clamd" else ""
+        )
+        yield "chroot_path", f"the virus scanner is told paths as they are in there; {how}"
     if "direct" in config.auth_skip and len(config.auth_skip) > 1:
         yield "auth_skip", "direct stops all inspection, so the other words change nothing"
     if config.dnsbl and sum(max(entry.weight, 0) for entry in config.dnsbl) < config.dnsbl_threshold:

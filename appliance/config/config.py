@@ -94,6 +94,10 @@ class Config(
 
     __hash__ = None  # type: ignore[assignment]  # large, and nobody keeps it in a set
 
+    def outside(self, path: Path) -> Path:
+        """Give the place of a path of the workers, who live in chroot_path, for those who do not."""
+        return self.chroot_path / path.relative_to("/") if self.chroot_path else path
+
     def written(self, name: str) -> str:
         """Give the value of the option `name` as a file would have it."""
         return OPTIONS[name].kind.write(getattr(self, name))

@@ -134,7 +134,6 @@ class MessageOptions:
         Message(),
         "too many connections of yours; please close some or try again later",
         "max_per_ident is reached.",
-        pending=True,
     )
     msg_system_load = Option(
         Message(), "the system is too busy; please try again later", "The load average is above max_load."

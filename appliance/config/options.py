@@ -60,9 +60,8 @@ class MainOptions:
     chroot_path = Option(
         Maybe(File("PATH")),
         None,
-        "The directory that becomes the root directory of the daemon.",
+        "The directory that becomes the root directory of the workers; all their paths begin there.",
         restart=True,
-        pending=True,
     )
     set_user = Option(
         _account("USER"), "", "The user the workers run as; never run them as root.", restart=True
@@ -73,39 +72,46 @@ class MainOptions:
     priority = Option(
         Int(-20, 20),
         0,
-        "The scheduling priority, as in nice(1); 0 leaves it alone.",
+        "The scheduling priority of the workers, as in nice(1); 0 leaves it alone.",
         restart=True,
-        pending=True,
     )
     connect_queue = Option(
         Int(0), 16, "How many connections the kernel keeps waiting until they are accepted."
     )
     enfile_sleep = Option(
-        UInt(), 5, "Seconds to wait when the system has no more file descriptors.", pending=True
+        UInt(), 5, "Seconds in which no client is accepted once the files a worker may open run out."
     )
     on_takeover_cmds = Option(
         UInt(), 10, "How many commands a client may still give in a taken-over session."
     )
-    buffer_size = Option(UInt(), 1516, "A hint for the size of the relay buffers, in bytes.", pending=True)
+    buffer_size = Option(
+        UInt(0, 1 << 24),
+        1516,
+        "How many bytes of a session may wait in each direction; never fewer than 65536 are allowed.",
+    )
     pipeline_size = Option(UInt(16), 128, "How many commands may await their replies in a pipelined session.")
     pid_hash_size = Option(UInt(), 4096, "Once the size of a table of processes.", obsolete=True)
     host_hash_size = Option(UInt(), 4096, "Once the size of a table of clients.", obsolete=True)
 
 
 class ResourceOptions:
-    """Resource limits of the workers, in bytes; programs that they start inherit them."""
+    """Resource limits of the action script, in bytes.
+
+    The gateway's own processes serve many sessions each, and bound their memory and files by other means:
+    numbers made for a process of one session would end them all.
+    """
 
     limit_core_size = Option(
-        Int(-1), 67108864, "The largest core dump; -1 leaves the system's limit.", pending=True
+        Int(-1), 67108864, "The largest core dump of the action script; -1 leaves the system's limit."
     )
     limit_virt_size = Option(
-        Int(), 67108864, "The largest address space; 0 leaves the system's limit.", pending=True
+        Int(), 67108864, "The largest address space of the action script; 0 leaves the system's limit."
     )
     limit_data_size = Option(
-        Int(), 67108864, "The largest data segment; 0 leaves the system's limit.", pending=True
+        Int(), 67108864, "The most memory the action script may write to; 0 leaves the system's limit."
     )
     limit_fsize = Option(
-        Int(), 104857600, "The largest file written; 0 leaves the system's limit.", pending=True
+        Int(), 104857600, "The largest file the action script may write; 0 leaves the system's limit."
     )
 
 
@@ -212,7 +218,9 @@ class LimitOptions:
 
     max_connections = Option(UInt(), 64, "The most sessions at a time.", restart=True)
     max_per_host = Option(UInt(), 8, "The most sessions of one client at a time.")
-    max_per_ident = Option(UInt(), 4, "The most sessions of one user of a client at a time.", pending=True)
+    max_per_ident = Option(
+        UInt(), 4, "The most sessions of one user of a client at a time, where the mode tells users apart."
+    )
     max_load = Option(
         Float(), 2.0, "The load average above which new connections are refused; 0 never refuses."
     )

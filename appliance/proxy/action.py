@@ -8,12 +8,14 @@ gateway; its exit status is ignored.
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from appliance.log import Log
 
@@ -21,6 +23,7 @@ _RUNNING = 32  # scripts at once
 _WAITING = 256  # events that wait for one of them to end; more are dropped
 _TIMEOUT = 60.0  # seconds until a script that hangs is killed with its process group
 _VALUE_LENGTH = 512
+_NULL = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)  # here already, because a chroot may not have it
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -71,6 +74,23 @@ def _clean(value: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in value[:_VALUE_LENGTH])
 
 
+Limits = Mapping[int, int]
+"""What setrlimit(2) allows a script, by kind."""
+
+NO_LIMITS: Limits = MappingProxyType({})
+
+
+def limits(*, core: int, virtual: int, data: int, file: int) -> Limits:
+    """Put together the options limit_core_size, _virt_size, _data_size, _fsize; some numbers set no limit."""
+    found = {
+        resource.RLIMIT_AS: virtual,
+        resource.RLIMIT_DATA: data,
+        resource.RLIMIT_FSIZE: file,
+    }
+    above_zero = {kind: most for kind, most in found.items() if most > 0}
+    return above_zero | ({resource.RLIMIT_CORE: core} if core >= 0 else {})
+
+
 class ActionScripts:
     """Runs the scripts of a worker: at most 32 at once, each for at most `timeout` seconds.
 
@@ -84,13 +104,16 @@ class ActionScripts:
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: list[Event] = []  # those without a turn so far
 
-    def run(self, script: Path, event: Event) -> None:
-        """Start `script` for an event when its turn comes. Never waits; a flood is dropped and logged."""
+    def run(self, script: Path, event: Event, limits: Limits = NO_LIMITS) -> None:
+        """Start `script` for an event when its turn comes, within limits.
+
+        Never waits; a flood is dropped and logged.
+        """
         if len(self._tasks) >= _RUNNING + _WAITING:
             self._dropped(event, "too many scripts are running")
             return
         self._waiting.append(event)
-        task = asyncio.get_running_loop().create_task(self._run(script, event))
+        task = asyncio.get_running_loop().create_task(self._run(script, event, limits))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -107,7 +130,7 @@ class ActionScripts:
     def _dropped(self, event: Event, why: str) -> None:
         self._log.warning("ACTION:DROPPED", found=event.found, src=event.source_ip, why=why)
 
-    async def _run(self, script: Path, event: Event) -> None:
+    async def _run(self, script: Path, event: Event, limits: Limits) -> None:
         environment = event.environment()
         command = (
             script,
@@ -119,7 +142,8 @@ class ActionScripts:
         async with self._turns:
             self._waiting.remove(event)
             try:
-                await self._watch(await asyncio.to_thread(_start, command, environment), script, event)
+                process = await asyncio.to_thread(_start, command, environment, limits)
+                await self._watch(process, script, event)
             except (OSError, ValueError) as error:
                 self._log.err("ACTION:FAILED", script=script, why=error)
 
@@ -134,21 +158,29 @@ class ActionScripts:
             await _ended(process)
 
 
-def _start(command: Sequence[str | Path], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start(
+    command: Sequence[str | Path], environment: dict[str, str], limits: Limits
+) -> subprocess.Popen[bytes]:
     """Start the script; in a thread, because the process waits for the file to be read.
 
     Not by asyncio: uvloop lets its children inherit descriptors, among them the listener and the supervisor's
     socket.
     """
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command,
         env=environment,
         cwd="/",
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdin=_NULL,
+        stdout=_NULL,
+        stderr=_NULL,
         start_new_session=True,
     )
+    # Not before it runs: a process with threads must not run code of its own between fork and exec.
+    for kind, most in limits.items():
+        hard = resource.prlimit(process.pid, kind)[1]
+        lower = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.prlimit(process.pid, kind, (lower, lower))
+    return process
 
 
 async def _ended(script: subprocess.Popen[bytes]) -> None:

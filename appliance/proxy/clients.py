@@ -4,27 +4,27 @@ from appliance.proxy.ledger import Ledger
 
 
 class Clients:
-    """How many sessions each client address has open.
+    """How many sessions each client address has open, and each ident behind one.
 
     `ledger` knows what each may use.
     """
 
     def __init__(self) -> None:
-        self._sessions: dict[str, int] = {}
+        self._sessions: dict[tuple[str, str], int] = {}
         self.ledger = Ledger()
 
-    def sessions(self, address: str) -> int:
-        """Sessions of a client."""
-        return self._sessions.get(address, 0)
+    def sessions(self, address: str, ident: str = "") -> int:
+        """Sessions of a client, or of one ident of it."""
+        return self._sessions.get((address, ident), 0)
 
-    def opened(self, address: str) -> None:
-        """Count a session in."""
-        self._sessions[address] = self._sessions.get(address, 0) + 1
+    def opened(self, address: str, ident: str = "") -> None:
+        """Count a session in; it counts for the ident besides, once that is known."""
+        self._sessions[address, ident] = self.sessions(address, ident) + 1
 
-    def closed(self, address: str) -> None:
+    def closed(self, address: str, ident: str = "") -> None:
         """Count it out; a client without sessions is forgotten."""
-        left = self._sessions[address] - 1
+        left = self._sessions[address, ident] - 1
         if left:
-            self._sessions[address] = left
+            self._sessions[address, ident] = left
         else:
-            del self._sessions[address]
+            del self._sessions[address, ident]

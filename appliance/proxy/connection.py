@@ -38,16 +38,21 @@ _STATES = {
 
 
 class Connections:
-    """The open connections of a worker, each with a number; `last_left` is called when none is left.
+    """The open connections of a worker, each with a number.
+
+    `last_left` is called when none is left, `came_in` for each new one, with the number of its file.
 
     `parting` of them are over but for their last words. What all have to say goes through `outbox`.
     """
 
-    def __init__(self, last_left: Callable[[], None]) -> None:
+    def __init__(
+        self, last_left: Callable[[], None], came_in: Callable[[int], None] = lambda _: None
+    ) -> None:
         self._open: set[Connection] = set()
         self._free: list[int] = []
         self._numbers = 0
         self._last_left = last_left
+        self.came_in = came_in
         self.parting = 0
         self.outbox = Outbox()
 
@@ -78,7 +83,7 @@ class Connection(Relay):
     """One client. Implements the session's `Effects`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, checks: Checks, connections: Connections) -> None:
-        super().__init__(loop, connections.outbox)
+        super().__init__(loop, connections.outbox, checks.service.config.buffer_size)
         self._checks = checks
         self._service = checks.service
         self._connections = connections
@@ -93,6 +98,8 @@ class Connection(Relay):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client was accepted: let it in, or tell it why not."""
         self._client = cast("asyncio.Transport", transport)
+        self.widen(self._client)
+        self._connections.came_in(transport.get_extra_info("socket").fileno())
         if not (peer := transport.get_extra_info("peername")):
             self._client.abort()  # it has left already, and has no address any more
             return
@@ -118,6 +125,9 @@ class Connection(Relay):
         try:
             accepted = cast("socket.socket", self._client.get_extra_info("socket"))
             route = self._visit.route = await admission.route(self._visit, accepted)
+            if refusal := admission.refusal_of_ident(self._visit):
+                self._refuse(refusal)
+                return
             verdict = await self._inspection.admit()
             if verdict.action is not Action.PASS:
                 self._refuse(verdict.text)
@@ -267,6 +277,8 @@ class Connection(Relay):
     def _log_end(self, session: Session) -> None:
         if not self.client_bytes:
             self._service.board.add(Counter.EMPTY)
+        if self._visit.ident:
+            self._service.clients.closed(self._visit.client.address, self._visit.ident)
         self._service.log.info(
             "CLOSE:DIRECT" if self._was_direct else "CLOSE",
             by=self._by,

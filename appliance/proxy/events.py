@@ -56,7 +56,7 @@ def report(
             local_ip=visit.local.address,
             local_port=visit.local.port,
             ident=visit.ident,
-            ident_count=0,
+            ident_count=service.clients.sessions(visit.client.address, visit.ident) if visit.ident else 0,
             helo=_text(session.helo) if session else "",
             mail_from=_text(session.mail_from) if session else "",
             rcpts_total=session.recipients if session else 0,
@@ -68,6 +68,7 @@ def report(
             lock_duration=config.lock_duration,
             unixtime=int(visit.since),
         ),
+        service.script_limits,
     )
 
 

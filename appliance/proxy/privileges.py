@@ -10,6 +10,7 @@ import grp
 import os
 import pwd
 import threading
+from pathlib import Path
 from typing import NamedTuple
 
 from appliance import process
@@ -57,8 +58,8 @@ def identity(user: str, group: str) -> Identity:
     return Identity(uid, gid, name)
 
 
-def drop(user: str, group: str, keep_net_raw: bool) -> None:
-    """Become `user` and `group` for good, with no capability, or with CAP_NET_RAW alone.
+def drop(user: str, group: str, keep_net_raw: bool, root: Path | None = None) -> None:
+    """Become `user` and `group` for good, with no capability, or with CAP_NET_RAW alone, shut up in `root`.
 
     Both may be names or numbers; empty ones stay as they are, and even root is left without capabilities.
     Programs started later inherit nothing. Raises PrivilegeError when anything is left over.
@@ -68,6 +69,7 @@ def drop(user: str, group: str, keep_net_raw: bool) -> None:
             "privileges cannot be dropped: a thread was started before; report this as a bug"
         )
     target = identity(user, group)
+    groups = os.getgrouplist(target.name, target.gid) if target.name else []  # read before /etc is gone
     keep = 1 << process.CAP_NET_RAW if keep_net_raw else 0
     if keep & ~process.capabilities()[1]:
         raise PrivilegeError("CAP_NET_RAW is missing, which tproxy modes need; start as root or grant it")
@@ -75,8 +77,11 @@ def drop(user: str, group: str, keep_net_raw: bool) -> None:
     try:
         if keep:
             process.prctl(process.PR_SET_KEEPCAPS, 1)
+        if root:
+            os.chroot(root)
+            os.chdir("/")
         _empty_bounding_set()
-        _become(target, changes_user=bool(user), changes_group=bool(user or group))
+        _become(target, groups, changes_user=bool(user), changes_group=bool(user or group))
         process.set_capabilities(keep)
         process.prctl(process.PR_CAP_AMBIENT, process.PR_CAP_AMBIENT_CLEAR_ALL)
         process.prctl(process.PR_SET_KEEPCAPS, 0)
@@ -85,20 +90,18 @@ def drop(user: str, group: str, keep_net_raw: bool) -> None:
         process.prctl(process.PR_SET_PDEATHSIG, dies_with_parent)  # forgotten with the old identity
     except OSError as error:
         raise PrivilegeError(
-            f"cannot become user {user or target.uid}, group {group or target.gid}: {error.strerror}; "
-            "start as root, or leave set_user and set_group empty"
+            f"cannot become user {user or target.uid}, group {group or target.gid}"
+            f"{f', in {root}' if root else ''}: {error.strerror}; "
+            f"start as root, or leave set_user{', chroot_path' if root else ''} and set_group empty"
         ) from None
     _verify(target, keep)
 
 
-def _become(target: Identity, *, changes_user: bool, changes_group: bool) -> None:
+def _become(target: Identity, groups: list[int], *, changes_user: bool, changes_group: bool) -> None:
     if os.getresuid() == (target.uid,) * 3 and os.getresgid() == (target.gid,) * 3 and target.uid:
         return  # started as that user: the groups are the ones it was given
     if changes_group:
-        if target.name:
-            os.initgroups(target.name, target.gid)
-        else:
-            os.setgroups([target.gid] if changes_user else [*os.getgroups(), target.gid])
+        os.setgroups(groups or ([target.gid] if changes_user else [*os.getgroups(), target.gid]))
         os.setresgid(target.gid, target.gid, target.gid)
     if changes_user:
         os.setresuid(target.uid, target.uid, target.uid)

@@ -8,7 +8,7 @@ import asyncio
 from abc import abstractmethod
 from typing import cast
 
-BACKLOG = 65536  # bytes of a client that may wait for a verdict or a reply before its socket is left alone
+BACKLOG = 65536  # bytes that may wait in a direction before its sender's socket is left alone; or buffer_size
 _MUCH = 16384  # bytes that are worth a write of their own
 LINGER = 5.0  # seconds in which a peer must take some of what it is still owed, or be cut off
 
@@ -85,9 +85,10 @@ class Relay(asyncio.Protocol):
     What the client says before there is somebody to hear it is kept, one read of it, until `_listen`.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox, buffer_size: int) -> None:
         self._loop = loop
         self._outbox = outbox
+        self._most = max(BACKLOG, buffer_size)
         self._client: asyncio.Transport
         self._server: asyncio.Transport | None = None
         self._direct = False
@@ -155,7 +156,7 @@ class Relay(asyncio.Protocol):
             self._outbox.put(self._server, data)
             return
         self.client_said(data)
-        if self.backlog() > BACKLOG:
+        if self.backlog() > self._most:
             self.regulate()
 
     def eof_received(self) -> bool:
@@ -180,8 +181,14 @@ class Relay(asyncio.Protocol):
     def server_connected(self, transport: asyncio.Transport) -> None:
         """Take the server's socket, and listen to the client: what it has said already, it said too early."""
         self._server = transport
+        self.widen(transport)
         self.server_reached()
         self._listen()
+
+    def widen(self, transport: asyncio.Transport) -> None:
+        """Let as much wait for a peer as buffer_size wants, if that is more than usual."""
+        if self._most > BACKLOG:
+            transport.set_write_buffer_limits(self._most)
 
     def server_received(self, data: bytes) -> None:
         """Bytes of the server."""
@@ -259,7 +266,7 @@ class Relay(asyncio.Protocol):
             self._client_full = client_full
         if server_full is not None:
             self._server_full = server_full
-        waiting = not self._direct and self.backlog() > BACKLOG
+        waiting = not self._direct and self.backlog() > self._most
         if not self._ended and (self._client_full or self._server_full or waiting):
             self._pause_client()
         else:

@@ -9,9 +9,10 @@ import socket
 import time
 from pathlib import Path
 
+from appliance import process
 from appliance.config import Config
 from appliance.log import Log
-from appliance.proxy import lookup, scanners
+from appliance.proxy import action, lookup, scanners
 from appliance.proxy.action import ActionScripts
 from appliance.proxy.clients import Clients
 from appliance.proxy.locks import LockDirectory
@@ -58,13 +59,19 @@ class Service:
             config.lock_path, config.lock_perm, config.lock_duration, os.geteuid(), self._expired
         )
         self.scripts = scripts or ActionScripts(log)
+        self.script_limits = action.limits(
+            core=config.limit_core_size,
+            virtual=config.limit_virt_size,
+            data=config.limit_data_size,
+            file=config.limit_fsize,
+        )
         self._load = (0.0, 0.0)
 
     def load(self) -> float:
         """The load average of the last minute."""
         now = time.monotonic()
         if now - self._load[0] > _LOAD_AGE:
-            self._load = (now, os.getloadavg()[0])
+            self._load = (now, process.load_average())
         return self._load[1]
 
     def is_own(self, destination: lookup.Endpoint) -> bool:

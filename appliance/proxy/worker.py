@@ -10,6 +10,7 @@ import asyncio
 import gc
 import importlib
 import json
+import os
 import pkgutil
 import socket
 import sys
@@ -25,6 +26,7 @@ from appliance.proxy.action import ActionScripts
 from appliance.proxy.checks import Checks
 from appliance.proxy.clients import Clients
 from appliance.proxy.connection import Connection, Connections
+from appliance.proxy.doorway import Doorway
 from appliance.proxy.scoreboard import Scoreboard
 from appliance.proxy.service import Service
 from appliance.proxy.spool import sweep
@@ -48,12 +50,12 @@ class Worker:
     ) -> None:
         self._index = index
         self._loop = asyncio.get_running_loop()
-        self._connections = Connections(self._end_if_drained)
+        self._connections = Connections(self._end_if_drained, self._came_in)
         self._listener = listener
         self._board = board
         self._control = control
         self._clients = Clients()
-        self._server: asyncio.Server | None = None
+        self._doorway: Doorway | None = None
         self._done = asyncio.Event()
 
     async def run(self) -> None:
@@ -101,7 +103,14 @@ class Worker:
             form=config.log_format,
         )
         _import_all()
-        privileges.drop(config.set_user, config.set_group, keep_net_raw=config.mode.startswith("tproxy"))
+        language.use(config.locale)  # the supervisor has told if it is unknown
+        self._set_priority(config.priority)
+        privileges.drop(
+            config.set_user,
+            config.set_group,
+            keep_net_raw=config.mode.startswith("tproxy"),
+            root=config.chroot_path,
+        )
         self._loop.set_exception_handler(self._bug)
         gc.collect()
         # A session is a knot of references, for the collector to undo. By default, at 700 new objects, it
@@ -113,13 +122,12 @@ class Worker:
         sweep(config.spool_path)
         if self._index == 0:  # one of us is enough
             self._sweeper = self._loop.create_task(self._sweep_locks())
-        self._server = await self._loop.create_server(
-            lambda: Connection(self._loop, self._checks, self._connections),
-            sock=self._listener,
-            backlog=config.connect_queue,
+        self._doorway = Doorway(
+            self._listener, lambda: Connection(self._loop, self._checks, self._connections)
         )
         self._say({"is": "ready"})
 
+        await self._doorway.open(config.connect_queue)
     def _configured(self, config: Config) -> Checks:
         return Checks(Service(config, self._log, self._board, self._clients, self._scripts))
 
@@ -133,13 +141,30 @@ class Worker:
 
     def _end_if_drained(self) -> None:
         """The last connection of a draining worker takes it along."""
-        if self._server is None and not self._connections:
+        if self._doorway is None and not self._connections:
             self._done.set()
 
     def _close_listener(self) -> None:
-        if self._server:
-            self._server.close()
-            self._server = None
+        if self._doorway:
+            self._doorway.close()
+            self._doorway = None
+
+    def _came_in(self, descriptor: int) -> None:
+        """A client is there: are there files for another one?"""
+        config = self._checks.service.config
+        if (
+            self._doorway
+            and self._doorway.is_narrow(descriptor)
+            and self._doorway.pause(config.enfile_sleep, config.connect_queue)
+        ):
+            self._log.err("ACCEPT:PAUSED", why="too many open files", time=config.enfile_sleep)
+
+    def _set_priority(self, priority: int) -> None:
+        if priority:
+            try:
+                os.setpriority(os.PRIO_PROCESS, 0, priority)
+            except OSError as error:  # mail is worth more than the right pace
+                self._log.err("PRIORITY:FAILED", priority=priority, why=error.strerror)
 
     def _say(self, answer: dict[str, object]) -> None:
         self._answers.write(json.dumps(answer).encode() + b"\n")

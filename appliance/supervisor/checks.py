@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from appliance import process
-from appliance.config import Config
+from appliance.config import Config, SocketAddress
 from appliance.log import SOCKETS
 from appliance.proxy import scanners
 from appliance.proxy.privileges import Identity, PrivilegeError, identity
@@ -45,7 +45,7 @@ def warnings(config: Config) -> list[str]:
             f"allows {allowed}; raise the hard limit (ulimit -Hn, LimitNOFILE=)"
         )
     script = config.action_script
-    if script and not _runnable(script, who):
+    if script and not _runnable(config.outside(script), who):
         found.append(
             f"action_script {script}: no program that {_name(who)} may run; no event will start it; "
             "correct its name or its permissions"
@@ -76,13 +76,13 @@ def absent_scanners(config: Config) -> tuple[list[str], list[str]]:
 async def _probe(config: Config) -> tuple[list[str], list[str]]:
     virus = scanners.antivirus(
         config.antivirus_type if config.scan_max_size else "off",
-        config.antivirus_path,
+        _reached(config, config.antivirus_path),
         config.timeout_scanner,
         config.antivirus_transfer,
     )
     spam = scanners.antispam(
         config.antispam_type if config.spam_max_size > 0 else "off",
-        config.antispam_path,
+        _reached(config, config.antispam_path),
         config.timeout_spam,
         config.spam_threshold,
     )
@@ -92,6 +92,10 @@ async def _probe(config: Config) -> tuple[list[str], list[str]]:
     return fatal, [why for why in (why_virus, why_spam) if why and why not in fatal]
 
 
+def _reached(config: Config, address: SocketAddress) -> SocketAddress:
+    return SocketAddress(config.outside(address.path)) if address.path else address
+
+
 def _capabilities(config: Config, who: Identity) -> Iterator[str]:
     mine = process.capabilities()[0]
     if (who.uid, who.gid) != (os.geteuid(), os.getegid()) and not mine >> process.CAP_SETUID & 1:
@@ -99,6 +103,8 @@ def _capabilities(config: Config, who: Identity) -> Iterator[str]:
             f"set_user {config.set_user or who.uid}, set_group {config.set_group or who.gid}: "
             "only root can become another user; start as root, or leave both empty"
         )
+    if config.chroot_path and not mine >> process.CAP_SYS_CHROOT & 1:
+        yield f"chroot_path {config.chroot_path}: only root can do that; start as root, or leave it empty"
     if config.mode.startswith("tproxy") and not mine >> process.CAP_NET_RAW & 1:
         yield f"mode {config.mode}: needs CAP_NET_RAW; start as root, or choose another mode"
 
@@ -109,12 +115,12 @@ def _directories(config: Config, who: Identity) -> Iterator[str]:
     wanted = [
         ("pidfile", config.pidfile.parent, me, 0o755),
         ("statefile", config.statefile.parent, me, 0o755),
-        ("spool_path", config.spool_path, who, 0o750),
+        ("spool_path", config.outside(config.spool_path), who, 0o750),
     ]
     if config.lock_on and config.lock_duration:
-        wanted.append(("lock_path", config.lock_path, who, 0o750))
+        wanted.append(("lock_path", config.outside(config.lock_path), who, 0o750))
     if config.ratelimit_period > 0:
-        wanted.append(("ratelimit_path", config.ratelimit_path, who, 0o750))
+        wanted.append(("ratelimit_path", config.outside(config.ratelimit_path), who, 0o750))
     for option, path, owner, mode in wanted:
         try:
             complaint = _directory(path, owner, mode)

@@ -54,7 +54,7 @@ def test_the_long_form_says_what_is_allowed() -> None:
 
 def test_what_is_without_effect_says_so_in_both_forms() -> None:
     for text in (dump(Config(), messages=False), dump(Config(), messages=True)):
-        assert "\n# priority: accepted, but without effect in this version\npriority  " in text
+        assert "\n# fwmark: accepted, but without effect in this version\nfwmark  " in text
         assert (
             "\n# dspam_storage: accepted for the sake of old files, without effect\ndspam_storage  " in text
         )

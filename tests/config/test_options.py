@@ -15,7 +15,7 @@ with Path(__file__).with_name("options.tsv").open() as facts:
     FACTS = list(csv.DictReader(facts, delimiter="\t"))
 
 PENDING = {
-    *("chroot_path", "priority", "enfile_sleep", "buffer_size", "max_per_ident", "timeout_lookup", "locale"),
+    *("timeout_lookup",),
     *(
         "control_socket",
         "metrics_listen",
@@ -29,13 +29,8 @@ PENDING = {
         "lock_talk",
         "fwmark",
         "route_table",
-        "limit_core_size",
-        "limit_virt_size",
-        "limit_data_size",
     ),
     *(
-        "limit_fsize",
-        "msg_max_per_ident",
         "msg_malformed_ip",
         "msg_lookup_notfound",
     ),

@@ -19,7 +19,7 @@ import pytest
 
 from appliance.bpf.steering import worker_of
 from lab.clients import swaks
-from lab.gateway import PROGRAM, Gateway, Options
+from lab.gateway import Gateway, Options
 from lab.namespace import inside
 from lab.network import CLIENT4, Network
 from lab.process import wait_until
@@ -298,39 +298,3 @@ def test_a_crowd_beyond_the_limits_is_refused(
         assert sent.accepted, sent.transcript
     finally:
         crowd.leave()
-
-
-def test_a_worker_out_of_descriptors_recovers(
-    network: Network,
-    postfix: Postfix,
-    server: ScriptedServer,
-    gateway: GatewayFactory,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    limited = network.directory / "limited-gateway"
-    limited.write_text(f'#!/bin/sh\nexec prlimit --nofile=64 {PROGRAM} "$@"\n')
-    limited.chmod(0o755)
-    monkeypatch.setattr("lab.gateway.PROGRAM", limited)
-    running = start(gateway, None, connect_queue=4096)
-    crowd = [dial(network, server) for _ in range(200)]
-    told = []
-    for member in crowd:
-        member.socket.settimeout(2)
-        with contextlib.suppress(OSError, EOFError):
-            told.append(member.reply())
-    assert sum(line.startswith("220 mail") for line in told) >= 20
-    busy = [processor_time(pid) for pid in running.workers()]
-    time.sleep(1)
-    assert max(processor_time(pid) - b for pid, b in zip(running.workers(), busy, strict=True)) < 0.3
-    for member in crowd:
-        member.close()
-    wait_until(lambda: "Children:      0/" in running.status(), 10, "an empty gateway", 0.2)
-    sent = swaks(network.client, postfix.ipv4, subject="after the crowd")
-    assert sent.accepted, sent.transcript
-    assert not re.search("BUG|WORKER:CRASHED", running.log)
-
-
-def processor_time(pid: int) -> float:
-    """Give the seconds of processor time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

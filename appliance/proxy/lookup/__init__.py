@@ -5,11 +5,14 @@ group `appliance.lookup`, named as the mode. The worker asks once for each conne
 anywhere.
 """
 
+import functools
 import importlib
 import socket
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from typing import cast
 
 from appliance.config import Config
 
@@ -68,15 +71,20 @@ def modes() -> tuple[str, ...]:
 
 def make(config: Config) -> Lookup:
     """Make the lookup of the configured mode; raises ValueError when there is none of that name."""
-    place = _BUILT_IN.get(config.mode)
-    if place:
-        module, name = place.split(":")
-        found = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    else:
-        points = entry_points(group=_GROUP, name=config.mode)
-        if not points:
-            raise ValueError(f"mode {config.mode}: not available here; modes are {', '.join(modes())}")
-        found = next(iter(points)).load()
-    lookup = found(config)
+    lookup = _find(config.mode)(config)
     assert isinstance(lookup, Lookup)
     return lookup
+
+
+@functools.cache  # a worker that reloads may not be able to read our files any more
+def _find(mode: str) -> Callable[[Config], object]:
+    place = _BUILT_IN.get(mode)
+    if place:
+        module, name = place.split(":")
+        return cast(
+            "Callable[[Config], object]", getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        )
+    points = entry_points(group=_GROUP, name=mode)
+    if not points:
+        raise ValueError(f"mode {mode}: not available here; modes are {', '.join(modes())}")
+    return cast("Callable[[Config], object]", next(iter(points)).load())
