@@ -25,6 +25,7 @@ PACKAGES = {
     "postfix": "postfix libsasl2-modules libsasl2-modules-db sasl2-bin",
     "exim": "exim4-daemon-light",
     "opensmtpd": "opensmtpd",
+    "unbound": "unbound",
     "tools": "clamav-daemon haproxy msmtp openssl spamassassin spamd swaks"
     " libio-socket-inet6-perl libio-socket-ssl-perl libnet-ssleay-perl",
 }

@@ -6,6 +6,7 @@ from lab.servers.opensmtpd import OpenSMTPD
 from lab.servers.postfix import Postfix
 from lab.servers.scanners import Clamd, Spamd
 from lab.servers.sink import HAProxy, SmtpSink
+from lab.servers.unbound import Unbound
 
 __all__ = [
     "DOMAIN",
@@ -20,4 +21,5 @@ __all__ = [
     "Server",
     "SmtpSink",
     "Spamd",
+    "Unbound",
 ]

@@ -93,7 +93,7 @@ class DnsblAtMail(Dnsbl):
         """Look the client up unless it has authenticated."""
         if visit.auth & AUTH_ACCEPTED or not (text := await self._refusal(visit)):
             return PASS
-        return Verdict(Action.TAKEOVER, 550, "5.7.1", f"{self._config.proxy_name} {text}")
+        return Verdict(Action.TAKEOVER, 550, "5.7.1", f"{self._config.proxy_name} {text}", text)
 
 
 def _reversed(address: str) -> str:

@@ -20,6 +20,7 @@ TERM_SIZE = 512  # characters of a term, as pyspf's time grows with the square
 TERMS = 1000  # in a policy and all that it includes
 HOSTS = 10  # of an MX or PTR answer, by RFC 7208 section 4.6.4
 _EXPLANATION_SIZE = 200  # characters
+_NAME_SIZE = 253  # characters of a name in the DNS
 
 _HOST_NAME = re.compile(r"[^\[\]\s]{1,253}\.[^\[\]\s]{1,63}\.?")
 
@@ -166,7 +167,7 @@ async def evaluate(
     `receiver` is the gateway's name, which explanations may mention. No error is raised: whatever goes wrong
     is a result.
     """
-    domain = _ascii((sender or helo).rpartition("@")[2])
+    domain = _ascii((sender or helo).rpartition("@")[2]).removesuffix(".")
     if not _HOST_NAME.fullmatch(domain):
         return Outcome("none", domain)
     local = sender.rpartition("@")[0]
@@ -190,7 +191,9 @@ async def evaluate(
 
 
 def _lookup_name(name: object) -> str:
-    return str(name).removesuffix(".").lower()
+    """Give a name as it is asked for: without labels on its left that make it too long (section 7.3)."""
+    text = str(name).removesuffix(".").lower()
+    return text if len(text) <= _NAME_SIZE else text[-_NAME_SIZE - 1 :].partition(".")[2]
 
 
 def _ascii(domain: str) -> str:
@@ -198,7 +201,7 @@ def _ascii(domain: str) -> str:
     if domain.isascii():
         return domain
     try:
-        return domain.encode("idna").decode() if len(domain) <= 253 else ""
+        return domain.encode("idna").decode() if len(domain) <= _NAME_SIZE else ""
     except UnicodeError:
         return ""
 

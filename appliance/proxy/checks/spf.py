@@ -47,10 +47,10 @@ class Spf(Check):
     def _refuse(self, visit: Visit, outcome: Outcome) -> Verdict:
         self._service.board.add(Counter.SPF)
         events.report(visit, "spf", "SPF", f"SPF {outcome.domain}")
-        text = f"{self._config.proxy_name} {self._config.msg_spf_reject}"
+        text = self._config.msg_spf_reject
         if outcome.explanation:
             text += f" ({outcome.domain} says: {outcome.explanation})"
-        return Verdict(Action.TAKEOVER, 550, "5.7.1", text)
+        return Verdict(Action.TAKEOVER, 550, "5.7.1", f"{self._config.proxy_name} {text}", text)
 
     def _address(self, visit: Visit) -> str:
         """Give the address that must be allowed to send."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,108 @@ def test_suite(server: NameServer, records: Zone, case: dict[str, Any]) -> None:
     assert outcome.result in accepted
     if outcome.result == "fail" and "explanation" in case:
         assert outcome.explanation == ("" if case["explanation"] == "DEFAULT" else case["explanation"])
+
+
+def policy(server: NameServer, text: str, **more: list[Record] | str) -> None:
+    """Let test.example have a policy."""
+    server.zone = {
+        "test.example": [
+            ("TXT", '"' + '" "'.join(text[at : at + 250] for at in range(0, len(text), 250)) + '"')
+        ]
+    }
+    server.zone |= {f"{name}.example": records for name, records in more.items()}
+
+
+def result(server: NameServer, sender: str = "a@test.example") -> str:
+    return judged(server, "192.0.2.1", sender, "helo.example").result
+
+
+@pytest.mark.parametrize(
+    ("sender", "expected"),
+    [
+        ('"a@b"@test.example', "fail"),
+        ("a@TEST.Example", "fail"),
+        ("a@test.example.", "fail"),
+        ("test.example", "fail"),
+        ("postmaster", "none"),
+        ("a@[192.0.2.1]", "none"),
+        ("a@b@", "none"),
+        ("a@te st.example", "none"),
+        ("a@" + "x" * 3000 + ".example", "none"),
+        ("a@bücher.example", "fail"),
+        ("a@\ufffd\ufffd.example", "none"),
+        ("ü" * 500 + "%{}@test.example", "fail"),
+    ],
+)
+def test_senders_of_all_kinds(server: NameServer, sender: str, expected: str) -> None:
+    policy(server, "v=spf1 -all", **{"xn--bcher-kva": [("TXT", '"v=spf1 -all"')]})
+    assert result(server, sender) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "v=spf1 a:." + "a" * 3000 + "! -all",  # would keep a regular expression busy for long
+        "v=spf1 " + "ip4:192.0.2.9 " * 1000 + "-all",
+        "v=spf1 " + "?all " * 2000,
+        "v=spf1 include:test.example -all",
+        "v=spf1 redirect=test.example",
+        "v=spf1 a:a.example mx:b.example exists:c.example -all",
+        "v=spf1 mx:many.example -all",
+        "v=spf1 " + "a " * 11 + "-all",
+        "v=spf1 \u00fc -all",
+    ],
+)
+def test_hostile_policies_end_soon_and_refuse_nobody(server: NameServer, text: str) -> None:
+    policy(server, text, many=[("MX", f"1 {number}.example.") for number in range(11)])
+    server.asked.clear()
+    begin = time.process_time()
+    local = "x" * 60 + "!"
+    assert result(server, f"{local}@test.example") == "permerror"
+    assert time.process_time() - begin < 2
+    assert sum(server.asked.values()) < 50
+
+
+def test_names_that_macros_make_too_long_lose_labels_on_their_left(server: NameServer) -> None:
+    policy(server, "v=spf1 exists:%{l}%{l}%{l}%{l}.test.example -all")
+    long = ".".join(["x" * 50] * 5) + ".test.example"
+    server.zone[long[-253:].partition(".")[2]] = [("A", "127.0.0.2")]
+    assert result(server, ".".join(["x" * 50] * 20) + "@test.example") == "pass"
+
+
+def test_answers_are_asked_for_together_and_explanations_only_when_needed(server: NameServer) -> None:
+    hosts: dict[str, list[Record] | str] = {
+        f"h{number}": [("A", f"192.0.2.{number}")] for number in range(1, 9)
+    }
+    hosts["mail"] = [("MX", f"1 h{number}.example.") for number in range(1, 9)]
+    policy(server, "v=spf1 mx:mail.example -all exp=why.example", **hosts)
+    server.asked.clear()
+    assert result(server) == "pass"
+    assert len(server.asked) == sum(server.asked.values()) == 10
+    assert ("why.example", "TXT") not in server.asked
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("no", "no"),
+        ("two\\013\\010lines \\195\\188", ""),
+        ("tab\\009 and more", "tab? and more"),
+        ("x" * 250, "x" * 200),
+        ("%{p}", "unknown"),
+        ("%x", ""),
+    ],
+)
+def test_explanations_are_made_safe(server: NameServer, text: str, expected: str) -> None:
+    policy(server, "v=spf1 -all exp=why.example", why=[("TXT", f'"{text}"')])
+    assert judged(server, "192.0.2.1", "a@test.example", "h") == Outcome("fail", "test.example", expected)
+
+
+def test_an_explanation_that_does_not_come_changes_nothing(server: NameServer) -> None:
+    policy(server, "v=spf1 -all exp=why.example", why=FAILURE)
+    assert judged(server, "192.0.2.1", "a@test.example", "h") == Outcome("fail", "test.example")
+
+
+def test_a_domain_that_fails_is_a_temporary_error(server: NameServer) -> None:
+    server.zone = {"test.example": FAILURE}
+    assert result(server) == "temperror"
