@@ -13,8 +13,7 @@ class MessageOptions:
     locale = Option(
         Text("NAME", r"[!-~]{1,64}", "the name of a locale", empty=True),
         "",
-        "The language of the system's own error texts.",
-        pending=True,
+        "The language of the system's error texts that follow the gateway's own; English when unset.",
     )
     msg_virus_found = Option(
         Message(),
@@ -93,7 +92,7 @@ class MessageOptions:
     msg_lookup_unknown = Option(
         Message(),
         "finding your mail server failed for an unknown reason",
-        "A lookup failed for a reason unknown.",
+        "A lookup broke down.",
     )
     msg_connect_timeout = Option(
         Message(),
@@ -101,7 +100,9 @@ class MessageOptions:
         "The mail server took too long to accept a connection; its address follows.",
     )
     msg_connect_failed = Option(
-        Message(), "the connection to your mail server failed", "Connecting to the mail server failed."
+        Message(),
+        "the connection to your mail server failed",
+        "The gateway could not even begin to connect; the server's address and the reason follow.",
     )
     msg_session_timeout = Option(
         Message(), "this session took too long; closing it", "A taken-over session lasted too long."
@@ -120,7 +121,7 @@ class MessageOptions:
     msg_temp_unavail = Option(
         Message(),
         "the mail service is unavailable for the moment; please try again later",
-        "The service is not available for the moment.",
+        "A defect of the gateway keeps the client from its server.",
     )
     msg_max_reached = Option(
         Message(), "too many connections; please try again later", "max_connections is reached."
@@ -139,12 +140,13 @@ class MessageOptions:
         Message(), "the system is too busy; please try again later", "The load average is above max_load."
     )
     msg_nomem = Option(
-        Message(), "not enough memory; please try again later", "The gateway ran out of memory."
+        Message(), "not enough memory; please try again later", "There was no memory for a connection."
     )
     msg_unknown_scanner = Option(
         Message(),
         "no such scanner; please tell your network's administrator",
-        "A scanner is configured that does not exist.",
+        "Once told that a scanner was configured which does not exist.",
+        obsolete=True,
     )
     msg_auth_required = Option(
         Message(),

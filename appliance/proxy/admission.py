@@ -4,6 +4,8 @@ Limits, load and locks are looked at before anything is spent on a client; then 
 the checks of the gate CONNECT follow. The connection calls these and does the connecting and the talking.
 """
 
+import asyncio
+import errno
 import os
 import socket
 
@@ -15,6 +17,8 @@ from appliance.proxy.visit import Visit
 _IP_TRANSPARENT = 19
 _IP_BIND_ADDRESS_NO_PORT = 24
 _IPV6_TRANSPARENT = 75
+_NO_MEMORY = {errno.ENOMEM, errno.ENOBUFS}
+_OUR_FAULT = {errno.EMFILE, errno.ENFILE, errno.EADDRINUSE, errno.EADDRNOTAVAIL}  # nothing was sent at all
 
 
 class Unreachable(Exception):
@@ -73,9 +77,16 @@ async def route(visit: Visit, accepted: socket.socket) -> Route:
     try:
         return await service.lookup.find(accepted, visit.client, visit.local)
     except LookupFailure as failure:
-        service.board.add(Counter.REJECT_OTHER)
-        service.log.err("LOOKUP:FAILED", **visit.who(), why=failure)
-        raise Unreachable(f"{config.msg_lookup_failed} ({failure})") from None
+        why = str(failure)
+    except OSError as error:
+        why = config.msg_lookup_nomem if error.errno in _NO_MEMORY else error.strerror or str(error)
+    except Exception as error:  # a defect, perhaps of another package's mode
+        told = {"message": "a lookup broke down", "exception": error}
+        asyncio.get_running_loop().call_exception_handler(told)
+        why = config.msg_lookup_unknown
+    service.board.add(Counter.REJECT_OTHER)
+    service.log.err("LOOKUP:FAILED", **visit.who(), why=why)
+    raise Unreachable(f"{config.msg_lookup_failed} ({why})")
 
 
 def unreachable(visit: Visit, error: OSError) -> Unreachable:
@@ -86,7 +97,10 @@ def unreachable(visit: Visit, error: OSError) -> Unreachable:
         return Unreachable(f"{config.msg_connect_timeout} ({visit.target})")
     reason = os.strerror(error.errno) if error.errno else str(error)
     log.notice("CONNECT:FAILED", **who, dst=visit.target, why=reason)
-    return Unreachable(f"{config.msg_cannot_connect} ({visit.target}: {reason})")
+    if error.errno in _NO_MEMORY:
+        return Unreachable(config.msg_nomem)
+    text = config.msg_connect_failed if error.errno in _OUR_FAULT else config.msg_cannot_connect
+    return Unreachable(f"{text} ({visit.target}: {reason})")
 
 
 def outgoing(visit: Visit, route: Route) -> socket.socket:

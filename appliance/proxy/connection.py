@@ -135,11 +135,18 @@ class Connection(Relay):
             self._service.log.info("NEW", **self._visit.who(), dst=route.destination, on=self._visit.local)
             await self._open_server(route)
         except admission.Unreachable as unreachable:
-            self._begin_session(None).greet_and_take_over(str(unreachable))
-            self._listen()
+            self._play_server(str(unreachable))
         except Exception as error:
             self._loop.call_exception_handler({"message": "a client was not let in", "exception": error})
-            self.end("server")
+            if self._session:
+                self.end("server")
+            else:
+                self._play_server(self._service.config.msg_temp_unavail)
+
+    def _play_server(self, reason: str) -> None:
+        """There is no server: take its part."""
+        self._begin_session(None).greet_and_take_over(reason)
+        self._listen()
 
     async def _open_server(self, route: Route) -> None:
         """Connect to the server, within timeout_connect; raises Unreachable."""
@@ -270,6 +277,8 @@ class Connection(Relay):
             self._session.end()
         self.close_server()
         self._service.clients.closed(self._visit.client.address)
+        if self._visit.ident:
+            self._service.clients.closed(self._visit.client.address, self._visit.ident)
         self._service.board.closed()
         if self._session:
             self._log_end(self._session)
@@ -277,8 +286,6 @@ class Connection(Relay):
     def _log_end(self, session: Session) -> None:
         if not self.client_bytes:
             self._service.board.add(Counter.EMPTY)
-        if self._visit.ident:
-            self._service.clients.closed(self._visit.client.address, self._visit.ident)
         self._service.log.info(
             "CLOSE:DIRECT" if self._was_direct else "CLOSE",
             by=self._by,

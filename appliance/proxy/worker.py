@@ -18,7 +18,7 @@ import traceback
 
 import uvloop
 
-from appliance import process
+from appliance import language, process
 from appliance.config import Config, parse
 from appliance.log import Log
 from appliance.proxy import lookup, privileges, scanners
@@ -81,7 +81,9 @@ class Worker:
             case "start":
                 await self._start(str(order["config"]), stderr=bool(order.get("stderr")))
             case "reload":
-                self._checks = self._configured(parse(str(order["config"])))
+                config = parse(str(order["config"]))
+                language.use(config.locale)
+                self._checks = self._configured(config)
             case "drain":
                 self._close_listener()
                 self._end_if_drained()
@@ -125,9 +127,9 @@ class Worker:
         self._doorway = Doorway(
             self._listener, lambda: Connection(self._loop, self._checks, self._connections)
         )
+        await self._doorway.open(config.connect_queue)
         self._say({"is": "ready"})
 
-        await self._doorway.open(config.connect_queue)
     def _configured(self, config: Config) -> Checks:
         return Checks(Service(config, self._log, self._board, self._clients, self._scripts))
 

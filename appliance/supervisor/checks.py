@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from appliance import process
+from appliance import language, process
 from appliance.config import Config, SocketAddress
 from appliance.log import SOCKETS
 from appliance.proxy import scanners
@@ -50,6 +50,8 @@ def warnings(config: Config) -> list[str]:
             f"action_script {script}: no program that {_name(who)} may run; no event will start it; "
             "correct its name or its permissions"
         )
+    if not language.is_known(config.locale):
+        found.append(f"locale {config.locale}: this system does not have it (locale -a lists them); unused")
     if config.log_target == "journal" and not Path(SOCKETS["journal"]).is_socket():
         found.append(f"log_target journal: nothing listens at {SOCKETS['journal']}; choose another target")
     return found

@@ -176,7 +176,7 @@ class Supervisor:
             listener.listen(effective.connect_queue)
         self._workers.reload(effective)
         self._restarted = time.time()
-        for line in effective.warnings:
+        for line in (*effective.warnings, *checks.warnings(effective)):
             self._log.warning(line)
         if late:
             self._log.warning(f"RELOAD: a restart is needed before these take effect: {' '.join(late)}")

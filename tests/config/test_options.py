@@ -37,6 +37,7 @@ PENDING = {
     *("msg_lookup_timeout", "msg_lookup_mismatch"),
 }
 PENDING_FAMILIES = ("remote_",)
+OBSOLETE = {"scanner_path", "dspam_storage", "pid_hash_size", "host_hash_size", "msg_unknown_scanner"}
 
 
 def test_every_option_is_there_and_no_other() -> None:
@@ -64,7 +65,7 @@ def test_option(fact: dict[str, str]) -> None:
 def test_what_is_without_effect_is_marked(name: str) -> None:
     option = OPTIONS[name]
     assert option.pending == (name in PENDING or name.startswith(PENDING_FAMILIES))
-    assert option.obsolete == (name in {"scanner_path", "dspam_storage", "pid_hash_size", "host_hash_size"})
+    assert option.obsolete == (name in OBSOLETE)
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name.startswith("msg_")])

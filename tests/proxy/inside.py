@@ -66,6 +66,7 @@ class Inside:
                 pass_fds=descriptors,
                 stderr=log,
             )
+        self.pid = self._process.pid
         self._control = ours
         self._answers = ours.makefile("rb")
         ours.settimeout(20)
