@@ -134,7 +134,7 @@ class Record:
             return True
         seen = NAMED.index(use)
         digest = _digest(name)
-        if _stands_in(digest, self.names[seen]):
+        if stands_in(digest, self.names[seen]):
             self.tries[use] += 1
             return True
         if not self.spend(use):
@@ -166,14 +166,15 @@ class Record:
         self.edited, self.generation, self.quotas = edited.edited, edited.generation, edited.quotas
         if edited.cleared > self.cleared:
             self.cleared, self.used, self.tries = edited.cleared, edited.used, edited.tries
-            self.names = edited.names
+            self.names, self.remembered = edited.names, edited.remembered
 
 
 def _digest(name: bytes) -> bytes:
     return hashlib.blake2b(name, digest_size=_DIGEST).digest()
 
 
-def _stands_in(digest: bytes, digests: bytes) -> bool:
+def stands_in(digest: bytes, digests: bytes) -> bool:
+    """Tell whether a digest is one of those, which stand side by side."""
     at = digests.find(digest)
     while at > 0 and at % _DIGEST:
         at = digests.find(digest, at + 1)

@@ -15,7 +15,7 @@ import contextlib
 import sqlite3
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
@@ -92,7 +92,7 @@ class Records:
             row = connection.execute(f"{_SELECT} WHERE client = ?", (client,)).fetchone()
         return _record(row) if row else None
 
-    def save(self, rows: Iterable[Row]) -> list[Record]:
+    def save(self, rows: Sequence[Row]) -> list[Record]:
         """Write rows (see `row_of`), except those edited since they were read; give the latest edits."""
         with self._open() as connection:
             if rows:
@@ -169,7 +169,7 @@ class Records:
     def _open(self) -> Iterator[sqlite3.Connection]:
         """Give the connection, made if there is none or its file was removed."""
         try:
-            if self._connection and self._inode != self.path.stat().st_ino:
+            if self._connection and not (self.path.exists() and self._inode == self.path.stat().st_ino):
                 self.close()
             if self._connection is None:
                 self._connection = self._connected()

@@ -109,7 +109,7 @@ def _print_record(file: Path, client: str) -> int:
     from appliance.proxy import records  # the others need no database
 
     config, name = configuration.load(file), records.name_of(client)
-    with records.Records(config.ratelimit_path, read_only=True) as database:
+    with records.Records(config.outside(config.ratelimit_path), read_only=True) as database:
         try:
             record = database.get(name)
         except records.RecordsError as error:

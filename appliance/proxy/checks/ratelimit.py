@@ -52,6 +52,10 @@ class Quota(Check):
         self._service.log.notice("RATELIMIT:REFUSED", **visit.who(), **details)
 
 
+    def _cut(self, text: str) -> Verdict:
+        return Verdict(Action.TAKEOVER, 550, "5.7.1", f"{self._config.proxy_name} {text}", text)
+
+
 class Connections(Quota):
     """Connections; turns away, too, those whose record cannot be used."""
 
@@ -116,8 +120,7 @@ class Names(Quota):
         if self._record(visit).spend_name(self.use, name):
             return PASS
         self._refused(visit, self.use)
-        text = f"{self._config.proxy_name} {getattr(self._config, self.text)}"
-        return Verdict(Action.TAKEOVER, 550, "5.7.1", text)
+        return self._cut(getattr(self._config, self.text))
 
 
 class Helos(Names):
@@ -196,8 +199,7 @@ class Rejects(Quota):
         found = f"RATELIMIT_{self.use.name}"
         cause = f"{found} more than {visit.record.quotas[self.use]} in {self._limits.period} seconds"
         events.report(visit, "ratelimit", found, cause)
-        text = f"{self._config.proxy_name} {getattr(self._config, self.text)}"
-        return Verdict(Action.TAKEOVER, 550, "5.7.1", text)
+        return self._cut(getattr(self._config, self.text))
 
 
 class SenderRejects(Rejects):
