@@ -329,6 +329,7 @@ class Connection(Relay):
                 "A" if session.auth & AUTH_ACCEPTED else ""
             )
             transactions = session.transactions
+        state = self._inspection.waiting or state
         rate = (self.client_bytes + self.server_bytes) * 8 / 1000 / max(time.time() - visit.since, 1)
         return [
             *(self.slot, state, flags or "-", int(visit.since), str(visit.client), str(visit.target or "-")),

@@ -19,6 +19,7 @@ class Inspection:
         self._resume = resume
         self._late: asyncio.Task[None] | None = None
         self.message = Message(visit, resume)
+        self.waiting = ""  # for which check, as the status file calls it
 
     async def admit(self) -> Verdict:
         """Answer the gate CONNECT, the one that is asked before there is a session."""
@@ -31,7 +32,7 @@ class Inspection:
             answer = check.ask(self._visit, subject)
             if not isinstance(answer, Verdict):
                 self._late = asyncio.get_running_loop().create_task(
-                    self._answer(answer, checks, gate, subject)
+                    self._answer(self._wait(check, answer), checks, gate, subject)
                 )
                 return None
             if answer.action is not Action.PASS:
@@ -71,5 +72,12 @@ class Inspection:
             if verdict.action is not Action.PASS:
                 break
             answer = check.ask(self._visit, subject)
-            verdict = answer if isinstance(answer, Verdict) else await answer
+            verdict = answer if isinstance(answer, Verdict) else await self._wait(check, answer)
         return verdict
+
+    async def _wait(self, check: Check, answer: Awaitable[Verdict]) -> Verdict:
+        self.waiting = check.state
+        try:
+            return await answer
+        finally:
+            self.waiting = ""

@@ -9,6 +9,7 @@ import pytest
 
 from lab.gateway import Options
 from lab.network import CLIENT4, CLIENT6, PUBLIC_CLIENT4, PUBLIC_CLIENT6, Network
+from lab.process import wait_until
 from lab.servers import Postfix, Unbound
 from tests.lab.conftest import GatewayFactory
 from tests.lab.raw import RawClient
@@ -162,6 +163,7 @@ def test_a_list_that_is_dead_costs_its_timeout_and_nobody_else_anything(
     running = gateway(options(dnsbl="dead.test", workers=1))
     begin = time.monotonic()
     with RawClient(network.client, postfix.ipv4, source=CLIENT4) as waiting:
+        wait_until(lambda: " dnsbl " in running.status(), 1, "a session that waits for lists")
         assert greeting(network, postfix, PUBLIC_CLIENT4).startswith(b"220 ")
         assert greeting(network, postfix, CLIENT6).startswith(b"554 ")
         assert time.monotonic() - begin < 1.5

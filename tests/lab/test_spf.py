@@ -7,6 +7,7 @@ import pytest
 
 from lab.gateway import Options
 from lab.network import CLIENT4, CLIENT6, PUBLIC_CLIENT4, ROUTER_WAN, Network
+from lab.process import wait_until
 from lab.servers import Postfix, Unbound
 from tests.lab.conftest import GatewayFactory
 from tests.lab.raw import RawClient
@@ -125,6 +126,7 @@ def test_a_domain_that_does_not_answer_costs_the_timeout_and_passes(
     with RawClient(network.client, postfix.ipv4) as waiting:
         waiting.begin()
         waiting.send(b"MAIL FROM:<a@silent.test>\r\n")
+        wait_until(lambda: " spf " in running.status(), 1, "a session that waits for SPF")
         assert mail(network, postfix, "a@curt.test") == REFUSED + b"\r\n"
         assert time.monotonic() - begin < 1.5
         assert waiting.reply().startswith(b"250 ")

@@ -14,6 +14,7 @@ class Check(ABC):
     """One thing that is looked at, at one gate. Made once for each configuration."""
 
     gate: ClassVar[Gate]
+    state: ClassVar[str] = ""  # what the status file calls a session that waits for this check, if it tells
 
     def __init__(self, service: Service) -> None:
         self._service = service

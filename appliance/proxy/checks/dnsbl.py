@@ -25,6 +25,7 @@ class Dnsbl(Check):
     """Turns listed clients away before there is a server."""
 
     gate = Gate.CONNECT
+    state = "dnsbl"
 
     @staticmethod
     def wanted(config: Config) -> bool:

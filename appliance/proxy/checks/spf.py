@@ -19,6 +19,7 @@ class Spf(Check):
     """Refuses senders whose domain says fail; every other result passes."""
 
     gate = Gate.MAIL
+    state = "spf"
 
     @staticmethod
     def wanted(config: Config) -> bool:
