@@ -66,6 +66,7 @@ def warnings(config: Config) -> Iterator[tuple[str, str]]:
         yield "chroot_path", f"the virus scanner is told paths as they are in there; {how}"
     if "direct" in config.auth_skip and len(config.auth_skip) > 1:
         yield "auth_skip", "direct stops all inspection, so the other words change nothing"
+    yield from _idle_quotas(config)
     if config.dnsbl and sum(max(entry.weight, 0) for entry in config.dnsbl) < config.dnsbl_threshold:
         yield "dnsbl_threshold", "more than all zones of dnsbl weigh together, so they refuse nobody"
     if config.dnswl and not config.dnsbl:
@@ -76,3 +77,12 @@ def warnings(config: Config) -> Iterator[tuple[str, str]]:
             yield name, r"\< and \> mean the characters themselves; write \b for the edge of a word"
         if option.pending and value != option.default:
             yield name, "accepted, but without effect in this version"
+
+
+def _idle_quotas(config: Config) -> Iterator[tuple[str, str]]:
+    if config.ratelimit_period <= 0:
+        for name in OPTIONS:
+            rest = name.removeprefix("ratelimit_")
+            quota = rest != name and rest not in ("path", "period", "generation", "dst_expiration")
+            if quota and getattr(config, name) > 0:
+                yield name, "ratelimit_period is 0, so nothing is limited"

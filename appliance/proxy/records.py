@@ -30,6 +30,7 @@ VERSION = 1  # of the tables; a file of another version is left alone
 
 _PATIENCE = 3.0  # seconds to wait for another writer
 _EDITS = 1000  # rows taken over at a time
+_PAGES = 262144  # of 4 KiB: what clients with ever new addresses can make of the file at most
 _USES = len(Use)
 _APPLICATION = 0x736D7267  # tells the file from other SQLite files
 
@@ -198,7 +199,7 @@ class Records:
     def _remedy(self, error: Exception) -> str:
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
-            return f"make room on the disk of {self.path.parent} and look after it"
+            return f"make room on the disk of {self.path.parent}; the file may grow to 1 GiB"
         if name.startswith("SQLITE_BUSY"):
             return "end the program that holds it locked"
         if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")) or isinstance(error, OSError):
@@ -257,6 +258,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     # A crash of the machine may cost the last seconds, but never the file.
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA journal_size_limit = 16777216")
+    connection.execute(f"PRAGMA max_page_count = {_PAGES}")
     if _empty(connection):
         with _transaction(connection):
             for statement in _SCHEMA if _empty(connection) else ():

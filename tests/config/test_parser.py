@@ -198,6 +198,11 @@ def test_of_two_lines_the_last_counts_with_a_warning() -> None:
         ("fwmark 7", "<text>:1: option fwmark: accepted, but without effect in this version"),
         ("dnsbl a.example*2,b.example*-1\ndnsbl_threshold 3", "<text>:2: option dnsbl_threshold: more than "),
         ("dnswl a.example", "<text>:1: option dnswl: dnsbl is not set"),
+        (
+            "\nratelimit_bytes 5",
+            "<text>:2: option ratelimit_bytes: ratelimit_period is 0, so nothing is limited",
+        ),
+        ("ratelimit_period 9\nratelimit_bytes 5", None),
         ("port 1\npid_hash_size 5", None),
         ("dnsbl", None),
         ("antispam_type spamassassin\nspam_max_size 1", None),
