@@ -31,7 +31,7 @@ class Inside:
         self.home = home
         self.server = ScriptedServer(socket.create_server(("127.0.0.1", 0)))
         self.spool, self.locks = home / "msg", home / "lock"
-        self._scanners = [_serve(home / "clamd", _Clamd), _serve(home / "spamd", _Spamd)]
+        self._scanners = [serve(home / "clamd", _Clamd), serve(home / "spamd", _Spamd)]
         self._base: dict[str, str | int] = {
             "mode": "fixed",
             "fixed_server": "127.0.0.1",
@@ -162,7 +162,7 @@ class Inside:
         assert "BUG" not in (self.home / "log").read_text()
 
 
-def _serve(path: Path, handler: Callable[..., socketserver.BaseRequestHandler]) -> socketserver.BaseServer:
+def serve(path: Path, handler: Callable[..., socketserver.BaseRequestHandler]) -> socketserver.BaseServer:
     server = socketserver.ThreadingUnixStreamServer(str(path), handler)
     server.daemon_threads = True
     server.block_on_close = False
