@@ -132,7 +132,10 @@ class Connection(Relay):
             if verdict.action is not Action.PASS:
                 self._refuse(verdict.text)
                 return
-            self._service.log.info("NEW", **self._visit.who(), dst=route.destination, on=self._visit.local)
+            if self._service.log.enabled("info"):
+                self._service.log.info(
+                    "NEW", **self._visit.who(), dst=route.destination, on=self._visit.local
+                )
             await self._open_server(route)
         except admission.Unreachable as unreachable:
             self._play_server(str(unreachable))
@@ -155,7 +158,8 @@ class Connection(Relay):
             async with asyncio.timeout(self._service.config.timeout_connect or None):
                 outgoing = admission.outgoing(self._visit, route)
                 await _connect(self._loop, outgoing, route.destination)
-                self._visit.source = outgoing.getsockname()[0]
+                if self._service.config.spf == "outgoing":
+                    self._visit.source = outgoing.getsockname()[0]
                 await self._loop.create_connection(lambda: ServerSide(self), sock=outgoing)
         except BaseException as error:
             if outgoing:
@@ -244,9 +248,10 @@ class Connection(Relay):
         self._arm(self._service.config.timeout_session)
 
     def close_client(self) -> None:
-        """Part from the client, who may take its time to hear the last words."""
+        """Part from the client, who may take its time to hear the last words if they are ours."""
+        ours = not self._by
         self.finish("server")
-        self.hang_up(patiently=self._connections.parting < PARTING)
+        self.hang_up(patiently=ours and self._connections.parting < PARTING)
 
     def resume(self, verdict: Verdict) -> None:
         """Hand a late verdict to the session."""
@@ -286,6 +291,8 @@ class Connection(Relay):
     def _log_end(self, session: Session) -> None:
         if not self.client_bytes:
             self._service.board.add(Counter.EMPTY)
+        if not self._service.log.enabled("info"):
+            return
         self._service.log.info(
             "CLOSE:DIRECT" if self._was_direct else "CLOSE",
             by=self._by,
