@@ -53,6 +53,14 @@ def test_no_lock_directory_is_needed_without_locks(home: Path) -> None:
     assert len(obstacles(config(home, lock_path=home / "a/b"))) == 1
 
 
+def test_a_directory_for_rate_limits_is_needed_only_with_them(home: Path) -> None:
+    here = {"ratelimit_path": home / "ratelimit", "ratelimit_period": 60}
+    assert obstacles(config(home, **here)) == []
+    assert (home / "ratelimit").is_dir()
+    assert obstacles(config(home, ratelimit_path=home / "a/b")) == []
+    assert obstacles(config(home, ratelimit_path=home / "a/b", ratelimit_period=60))
+
+
 @ROOT_ONLY
 def test_directories_belong_to_the_gateways_user_and_are_judged_by_its_rights(home: Path) -> None:
     nobody = pwd.getpwnam("nobody")
