@@ -58,7 +58,7 @@ class _Patterns(Check):
         self._service.log.notice("REGEX:REJECT", **visit.who(), regex=option, value=self._shown(subject))
         events.report(visit, "regex", found, f"{found} {option}")
         text: str = getattr(self._config, f"msg_regex_{self.what}")
-        return Verdict(Action.TAKEOVER, 550, "5.7.1", f"{self._config.proxy_name} {text}")
+        return Verdict(Action.TAKEOVER, 550, "5.7.1", f"{self._config.proxy_name} {text}", text)
 
     def _cut(self, subject: bytes) -> bytes:
         return subject[: self._config.email_length]
