@@ -24,6 +24,7 @@ test: check
 	$(PYTHON) -m tests.options
 
 docs: setup
+	$(PYTHON) -m appliance.supervisor.manual
 	$(PYTHON) -m tests.options
 
 demo: setup

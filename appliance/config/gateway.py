@@ -33,6 +33,7 @@ class GatewayOptions:
         List(NameServer(), 8),
         (),
         "The DNS servers to ask, in this order; those of /etc/resolv.conf when unset.",
+        example="127.0.0.1",
     )
     control_socket = Option(
         Maybe(File()),
@@ -47,6 +48,7 @@ class GatewayOptions:
         "Where metrics are served over HTTP; nowhere when unset.",
         restart=True,
         pending=True,
+        example="127.0.0.1:9925",
     )
 
 
@@ -58,13 +60,22 @@ class KernelOptions:
         (),
         "The interfaces that clients' connections arrive at.",
         pending=True,
+        example="lan0,wlan0",
     )
     intercept_ports = Option(List(Port(), 64), (25,), "The ports whose connections are taken.", pending=True)
     trusted_clients = Option(
-        List(Net(), 1024), (), "The clients whose connections are never taken.", pending=True
+        List(Net(), 1024),
+        (),
+        "The clients whose connections are never taken.",
+        pending=True,
+        example="10.0.0.7,2001:db8::/48",
     )
     trusted_servers = Option(
-        List(Net(), 1024), (), "The servers to which connections are never taken.", pending=True
+        List(Net(), 1024),
+        (),
+        "The servers to which connections are never taken.",
+        pending=True,
+        example="192.0.2.25",
     )
     on_failure = Option(
         Enum("open", "closed"),

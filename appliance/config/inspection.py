@@ -46,13 +46,19 @@ class ScannerOptions:
     scanner_path = Option(Maybe(File()), None, "Once the path of a scanner.", obsolete=True)
     antivirus_type = Option(Enum("off", "clamd", "mksd"), "off", "The virus scanner.")
     antivirus_path = Option(
-        Socket(), SocketAddress(Path("/var/run/clamav/clamd.ctl")), "Where the virus scanner listens."
+        Socket(),
+        SocketAddress(Path("/var/run/clamav/clamd.ctl")),
+        "Where the virus scanner listens.",
+        example="127.0.0.1:3310",
     )
     antispam_type = Option(
         Enum("off", "spamassassin"), "off", "The spam scanner; spam_max_size must be set as well."
     )
     antispam_path = Option(
-        Socket(), SocketAddress(Path("/var/run/spamd/spamd_socket")), "Where the spam scanner listens."
+        Socket(),
+        SocketAddress(Path("/var/run/spamd/spamd_socket")),
+        "Where the spam scanner listens.",
+        example="[::1]:783",
     )
     dspam_storage = Option(
         File("PATH"), SPOOL / "dspam", "Once the directory of another spam scanner.", obsolete=True
@@ -66,6 +72,7 @@ class DnsblOptions:
         List(ListZone(weighted=True), 32),
         (),
         "The zones to ask about each client; zone=127.0.0.[2-9;20] counts those answers only, zone*2 twice.",
+        example="zen.dnsbl.example,bl.example.org",
     )
     dnswl = Option(
         List(ListZone(weighted=False), 32),
@@ -97,9 +104,14 @@ class RegexOptions:
     """
 
     regex_enforce_helo = Option(Regex(), "", "Refuse HELO and EHLO names that do not match.")
-    regex_enforce_mail_from = Option(Regex(), "", "Refuse sender addresses that do not match.")
+    regex_enforce_mail_from = Option(
+        Regex(),
+        "",
+        "Refuse sender addresses that do not match.",
+        example="@(example\\.org|example\\.net)$",
+    )
     regex_enforce_rcpt_to = Option(Regex(), "", "Refuse recipient addresses that do not match.")
-    regex_reject_helo = Option(Regex(), "", "Refuse HELO and EHLO names that match.")
+    regex_reject_helo = Option(Regex(), "", "Refuse HELO and EHLO names that match.", example="^localhost$")
     regex_reject_mail_from = Option(Regex(), "", "Refuse sender addresses that match.")
     regex_reject_rcpt_to = Option(Regex(), "", "Refuse recipient addresses that match.")
 
@@ -136,6 +148,7 @@ class RatelimitOptions:
         UInt(),
         0,
         "The number of this set of quotas; records of a lower number take the quotas over.",
+        example="20260131120000",
     )
     ratelimit_connections = Option(Int(), 0, "The connections in a period.")
     ratelimit_sessions = Option(Int(), 0, "The messages in a period.", aliases=("ratelimit_messages",))

@@ -14,6 +14,7 @@ class MessageOptions:
         Text("NAME", r"[!-~]{1,64}", "the name of a locale", empty=True),
         "",
         "The language of the system's error texts that follow the gateway's own; English when unset.",
+        example="pl_PL.UTF-8",
     )
     msg_virus_found = Option(
         Message(),
@@ -29,6 +30,7 @@ class MessageOptions:
         Message(),
         "your mail is blocked for a while because of a virus or spam; please scan your computer",
         "The client is locked.",
+        example="your computer sends viruses;\\nsee https://help.example.org/virus",
     )
     msg_spam_found = Option(
         Message(),

@@ -303,8 +303,8 @@ class Option(Generic[T]):
     """One option: its type, default and description; on a configuration, its value of type T.
 
     `aliases` are other names it has in old files. `restart` means that a reload cannot change it. A `pending`
-    option is accepted but without effect in this version, an `obsolete` one for good. Its `name` and
-    `section` come from the table it stands in.
+    option is accepted but without effect in this version, an `obsolete` one for good. `example` is a value
+    for the manual, where one says more than words. Its `name` and `section` come from the table it stands in.
     """
 
     name: str
@@ -320,9 +320,11 @@ class Option(Generic[T]):
         restart: bool = False,
         pending: bool = False,
         obsolete: bool = False,
+        example: str = "",
     ) -> None:
         self.kind, self.default, self.help, self.aliases = kind, default, help, aliases
         self.restart, self.pending, self.obsolete = restart, pending, obsolete
+        self.example = example
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name, self.section = name, owner.__name__.removesuffix("Options").lower()

@@ -46,7 +46,7 @@ class MainOptions:
         "*",
         "The name the gateway gives itself in its replies and headers; * takes the name of this host.",
     )
-    bind_address = Option(IP(), ANY, "The address to accept connections at.", restart=True)
+    bind_address = Option(IP(), ANY, "The address to accept connections at.", restart=True, example="::")
     port = Option(Port(), 9199, "The TCP port to accept connections at.", restart=True)
     outgoing_addr = Option(
         IP(),
@@ -124,7 +124,7 @@ class ModeOptions:
         "How the destination of a connection is found; smtp-gated -V lists the modes that work here.",
         restart=True,
     )
-    fixed_server = Option(Maybe(IP()), None, "The mail server of the fixed modes.")
+    fixed_server = Option(Maybe(IP()), None, "The mail server of the fixed modes.", example="192.0.2.25")
     fixed_server_port = Option(Port(), 25, "The port of that mail server.")
     remote_port = Option(Port(), 114, "The port at which the client's router answers lookups.", pending=True)
     remote_udp_retries = Option(Int(0), 3, "How many times a lookup over UDP is sent.", pending=True)
@@ -142,6 +142,7 @@ class StatusOptions:
         Flags("human", "flat", "slots"),
         frozenset({"human", "slots"}),
         "The form of the status: human for readers, flat for programs, slots adds a row for each session.",
+        example="flat,slots",
     )
 
 
@@ -152,9 +153,13 @@ class LockOptions:
         Flags(*EVENTS, nothing=("never", "none", "off"), aliases={"earlytalker": "earlytalk"}),
         frozenset(EVENTS),
         "The events that lock a client out; spam is refused only if it stands here.",
+        example="virus,spam",
     )
     lock_duration = Option(
-        Int(-1), 3600, "How long a lock lasts, in seconds; 0 never locks, -1 locks until unlocked by hand."
+        Int(-1),
+        3600,
+        "How long a lock lasts, in seconds; 0 never locks, -1 locks until unlocked by hand.",
+        example="86400",
     )
     lock_path = Option(File("PATH"), SPOOL / "lock", "The directory of the lock files.")
     lock_perm = Option(Octal(), 0o660, "The permissions of lock files.")
@@ -179,6 +184,7 @@ class SpoolOptions:
         Flags("error", "spam", "virus", "always", nothing=("never", "none", "off")),
         frozenset({"error"}),
         "When a copy is kept after the scan.",
+        example="error,virus",
     )
 
 
@@ -210,6 +216,7 @@ class AuthOptions:
         Flags("direct", "antivir", "antispam", "dnsbl", "regex", nothing=("none", "off", "no")),
         frozenset(),
         "The checks that authenticated sessions are spared; direct stops all inspection.",
+        example="antispam,dnsbl",
     )
 
 
@@ -249,6 +256,7 @@ class LogOptions:
         _log_mask(),
         frozenset(),
         "Which sender addresses to log, by the server's answer; base64 logs a digest instead.",
+        example="rejected,base64",
     )
     log_rcpt_to = Option(
         _log_mask(),
