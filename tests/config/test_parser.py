@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.config import Config, ConfigError, load, parse
+from appliance.config import OPTIONS, Config, ConfigError, load, parse
 from appliance.config.option import shown
 
 # a text, and the error it must give
@@ -267,3 +267,17 @@ def test_equality_is_that_of_values() -> None:
     assert parse("port 26") == parse("port 26\nport 032")
     assert parse("port 26") != Config()
     assert Config() != "port"
+
+
+@pytest.mark.option(*(name for name, option in OPTIONS.items() if option.obsolete))
+def test_what_old_files_set_without_effect_is_accepted_in_silence() -> None:
+    text = (
+        "scanner_path /usr/bin/scan\ndspam_storage /var/dspam\npid_hash_size 64\nhost_hash_size 64\n"
+        "msg_unknown_scanner none\n"
+    )
+    config = parse(text)
+    assert config.warnings == ()
+    assert config.written("pid_hash_size") == "64"
+    assert {name for name, option in OPTIONS.items() if option.obsolete} == {
+        line.split()[0] for line in text.splitlines()
+    }

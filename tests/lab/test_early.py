@@ -61,6 +61,7 @@ def everything(client: socket.socket) -> bytes:
         return said
 
 
+@pytest.mark.option("earlytalk", "msg_earlytalker")
 def test_an_early_talker_is_told_so_and_heard_by_nobody(network: Network, server: SlowServer) -> None:
     gateway = fixed(network)
     try:
@@ -88,6 +89,7 @@ def test_a_patient_client_is_served(network: Network, server: SlowServer) -> Non
         gateway.close()
 
 
+@pytest.mark.option("earlytalk")
 def test_what_was_said_early_is_kept_where_that_is_allowed(network: Network, server: SlowServer) -> None:
     gateway = fixed(network, earlytalk="no")
     try:
@@ -100,6 +102,7 @@ def test_what_was_said_early_is_kept_where_that_is_allowed(network: Network, ser
         gateway.close()
 
 
+@pytest.mark.option("lock_on")
 def test_the_event_locks(network: Network, server: SlowServer) -> None:  # noqa: ARG001
     gateway = fixed(network, lock_on="earlytalk")
     try:

@@ -146,6 +146,7 @@ def test_a_second_termination_ends_at_once(
 
 
 @pytest.mark.parametrize(("ignore", "code"), [("no", "550"), ("yes", "250")])
+@pytest.mark.option("ignore_errors", "timeout_scanner")
 def test_a_dead_clamd_and_its_return(
     network: Network, server: ScriptedServer, gateway: GatewayFactory, ignore: str, code: str
 ) -> None:
@@ -220,6 +221,7 @@ def fill(disk: Path) -> None:
 
 @BOTH
 @pytest.mark.parametrize(("ignore", "code"), [("no", "451"), ("yes", "250")])
+@pytest.mark.option("ignore_errors")
 def test_a_disk_that_fills_up_within_a_message(
     network: Network,
     server: ScriptedServer,

@@ -141,6 +141,7 @@ def unscanned(network: Network, server: MailServer) -> list[bytes]:
 
 
 @pytest.mark.parametrize("bare_newline", ["reject", "normalise", "pass"])
+@pytest.mark.option("bare_newline")
 def test_commands_with_odd_line_ends_hide_no_mail(
     network: Network, server: MailServer, clamd: Clamd, gateway: GatewayFactory, bare_newline: str
 ) -> None:

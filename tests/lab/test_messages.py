@@ -95,6 +95,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("bare_newline", ["reject", "normalise"])
+@pytest.mark.option("bare_newline", "antivirus_transfer")
 def test_content_arrives_as_it_was_said_and_as_it_was_scanned(
     network: Network, postfix: Postfix, clamd: Clamd, gateway: GatewayFactory, way: str, bare_newline: str
 ) -> None:
@@ -175,6 +176,7 @@ FORMS: dict[str, tuple[str | None, bytes]] = {
 
 @pytest.mark.parametrize("way", ["DATA", "BDAT"])
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.option("nat_header_type", "abuse")
 def test_nat_header_has_three_forms(
     network: Network, postfix: Postfix, gateway: GatewayFactory, form: str, way: str
 ) -> None:

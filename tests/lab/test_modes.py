@@ -42,6 +42,7 @@ def send(network: Network, server: str, source: str, port: int = 25) -> tuple[st
 
 
 @pytest.mark.parametrize("mode", INTERCEPTING)
+@pytest.mark.option("mode")
 def test_the_server_sees_the_address_of_the_mode(
     network: Network, postfix: Postfix, gateway: GatewayFactory, mode: str
 ) -> None:
@@ -77,6 +78,7 @@ def test_each_server_is_reached_by_its_own_address(
 
 @pytest.mark.parametrize("source", [CLIENT4, CLIENT6])
 @pytest.mark.parametrize("server", ["ipv4", "ipv6"])
+@pytest.mark.option("mode", "fixed_server", "fixed_server_port")
 def test_mode_fixed_serves_both_families(
     network: Network, postfix: Postfix, gateway: GatewayFactory, source: str, server: str
 ) -> None:
@@ -90,6 +92,7 @@ def test_mode_fixed_serves_both_families(
 
 @pytest.mark.parametrize("source", [CLIENT4, CLIENT6])
 @pytest.mark.parametrize("server", ["ipv4", "ipv6"])
+@pytest.mark.option("mode")
 def test_xclient_tells_the_server_who_the_client_is(
     network: Network, postfix: Postfix, gateway: GatewayFactory, source: str, server: str
 ) -> None:

@@ -67,6 +67,7 @@ def test_every_reply_is_the_servers_own_byte_for_byte(
     assert len({answer[:3] for answer in through_gateway}) > 8  # that was not one error all the time
 
 
+@pytest.mark.option("forbid_starttls")
 def test_forbidden_starttls_is_not_offered_and_refused(
     network: Network, postfix: Postfix, gateway: GatewayFactory
 ) -> None:
@@ -142,6 +143,7 @@ def test_authentication_step_by_step_keeps_secrets_out_of_the_log(
 
 
 @pytest.mark.parametrize("require", ["ifsupported", "mandatory"])
+@pytest.mark.option("auth_require")
 def test_required_authentication(
     network: Network, postfix: Postfix, gateway: GatewayFactory, require: str
 ) -> None:
@@ -176,6 +178,7 @@ def test_authentication_is_only_required_where_it_is_offered(
         without.stop()
 
 
+@pytest.mark.option("auth_skip")
 def test_auth_skip_direct_ends_the_inspection(
     network: Network, postfix: Postfix, gateway: GatewayFactory
 ) -> None:

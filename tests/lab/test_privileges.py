@@ -37,6 +37,7 @@ def capabilities(status: dict[str, str]) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("mode", "kept"), [("tproxy", NET_RAW), ("tproxy,netfilter", NET_RAW), ("netfilter", 0)]
 )
+@pytest.mark.option("set_user", "set_group", "mode")
 def test_a_worker_has_the_one_capability_that_its_mode_needs(
     gateway: GatewayFactory, mode: str, kept: int
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_worker_has_the_one_capability_that_its_mode_needs(
             assert status["Groups"] == str(account.pw_gid)
 
 
+@pytest.mark.option("set_group")
 def test_a_worker_gets_all_groups_of_its_user_and_no_others(
     network: Network, gateway: GatewayFactory
 ) -> None:
@@ -71,6 +73,7 @@ def test_a_worker_gets_all_groups_of_its_user_and_no_others(
     assert GROUP not in running.file.read_text()
 
 
+@pytest.mark.option("action_script")
 def test_the_action_script_has_no_privileges_and_no_descriptors(
     network: Network, server: ScriptedServer, gateway: GatewayFactory
 ) -> None:

@@ -74,7 +74,6 @@ def reload(program: Gateway, **options: str) -> None:
     wait_until(lambda: log.read_text().count("RELOAD:DONE") > before, 10, "a reload")
 
 
-@pytest.mark.option(*(name for name in LATE if name in OPTIONS and OPTIONS[name].restart))
 def test_what_needs_a_restart_is_named_and_waits(program: Gateway) -> None:
     late = [name for name, option in OPTIONS.items() if option.restart]
     assert set(late) <= set(LATE)
@@ -97,7 +96,7 @@ def test_what_needs_a_restart_is_named_and_waits(program: Gateway) -> None:
             client.greet()
 
 
-@pytest.mark.option("proxy_name", "max_per_host", "forbid_starttls", "nat_header", "lock_on", "statefile")
+@pytest.mark.option("proxy_name", "max_per_host", "forbid_starttls", "nat_header", "statefile")
 def test_new_sessions_have_the_new_options_and_old_ones_theirs(
     program: Gateway, server: ScriptedServer
 ) -> None:

@@ -183,6 +183,7 @@ def test_an_address_in_use(gateway: Gateway, arguments: list[str]) -> None:
     ],
     ids=["port", "tproxy", "user"],
 )
+@pytest.mark.option("set_user")
 def test_what_only_root_may(
     gateway: Gateway, options: dict[str, str], words: str, arguments: list[str]
 ) -> None:

@@ -95,6 +95,7 @@ def test_a_limit_of_open_files_that_is_too_low(monkeypatch: pytest.MonkeyPatch) 
     assert warnings(many) == []
 
 
+@pytest.mark.option("ignore_errors")
 def test_an_absent_virus_scanner_is_an_obstacle_unless_errors_are_ignored(home: Path) -> None:
     values = {"antivirus_type": "clamd", "antivirus_path": SocketAddress(home / "clamd")}
     fatal, told = absent_scanners(Config(values))
@@ -135,6 +136,7 @@ def listening(text: str, count: int = 2) -> list[socket.socket]:
         ("::", ["127.0.0.9", "::1"], []),
     ],
 )
+@pytest.mark.option("bind_address", "port")
 def test_families_of_an_address(address: str, reached: list[str], refused: list[str]) -> None:
     port = free_port()
     listeners = listening(f"bind_address {address}\nport {port}")
@@ -174,6 +176,7 @@ def test_a_port_is_free_again_although_sessions_go_on() -> None:
         session.close()
 
 
+@pytest.mark.option("bind_address")
 def test_an_address_of_no_interface() -> None:
     with pytest.raises(StartError, match=r"192.0.2.77.*no interface of this host has the address"):
         listening("bind_address 192.0.2.77")

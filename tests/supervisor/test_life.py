@@ -145,6 +145,7 @@ def talks(client: socket.socket) -> bool:
     return client.recv(1000) == b"250 OK\r\n"
 
 
+@pytest.mark.option("pidfile", "workers")
 def test_the_command_returns_when_mail_is_served(gateway: Gateway) -> None:
     done = gateway.run()
     assert done.returncode == 0, done.stderr
@@ -174,6 +175,7 @@ def test_a_failed_start_says_why_in_one_line(gateway: Gateway, arguments: list[s
     assert gateway.run(*arguments).returncode == 2
 
 
+@pytest.mark.option("pidfile", "port")
 def test_a_second_gateway_does_not_start(gateway: Gateway) -> None:
     gateway.start()
     done = gateway.run()
@@ -299,6 +301,7 @@ def test_reload(gateway: Gateway) -> None:
     assert talks(client)
 
 
+@pytest.mark.option("statefile", "statefile_perm")
 def test_status(gateway: Gateway) -> None:
     gateway.start()
     client = gateway.session("127.0.0.7")

@@ -27,6 +27,7 @@ def facts(sessions: list[tuple[int, Rows | None]] | None = None) -> Facts:
     )
 
 
+@pytest.mark.option("statefile_type")
 def test_human(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "UTC")
     lines = render({"human"}, facts()).splitlines()
@@ -41,6 +42,7 @@ def test_human(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[8] == "Rejects:       20/21/22/23/24/25/26"
 
 
+@pytest.mark.option("statefile_type")
 def test_flat_has_a_name_and_a_value_in_each_line() -> None:
     found = dict(line.split(": ") for line in render({"flat"}, facts()).splitlines())
     assert found["time.start.unix"] == "1700000000"
@@ -67,6 +69,7 @@ def test_flat_has_a_name_and_a_value_in_each_line() -> None:
     assert found["auth.rejects"] == "29"
 
 
+@pytest.mark.option("statefile_type")
 def test_slots_has_a_row_for_each_session_and_shows_who_does_not_answer() -> None:
     text = render({"slots"}, facts([(100, [ROW]), (101, None), (102, [ROW])]))
     header, first, stuck, second = text.splitlines()
@@ -84,6 +87,7 @@ def test_what_a_worker_says_cannot_leave_its_column() -> None:
     assert all(len(line.split(" ")) == 12 for line in lines)
 
 
+@pytest.mark.option("statefile_type")
 def test_forms_follow_each_other_in_ascii() -> None:
     text = render({"slots", "flat", "human"}, facts())
     assert text.index("Version:") < text.index("version: ") < text.index("slot pid")
@@ -92,6 +96,7 @@ def test_forms_follow_each_other_in_ascii() -> None:
     assert text.replace("\n", "").isprintable()
 
 
+@pytest.mark.option("statefile_perm")
 def test_the_file_is_replaced_with_exact_permissions(tmp_path: Path) -> None:
     path = tmp_path / "state"
     write(path, 0o604, "one\n")

@@ -144,6 +144,7 @@ def test_clamd_says_nothing_that_counts(
         (b"VIR " + b"v" * 2000 + b"\n", Finding(State.FOUND, "v" * 128)),
     ],
 )
+@pytest.mark.option("antivirus_type")
 def test_mksd_answers(address: SocketAddress, spool: Spool, answer: bytes, expected: Finding) -> None:
     assert scan("mksd", address, spool, says(answer)) == expected
 

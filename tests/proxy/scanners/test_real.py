@@ -90,6 +90,7 @@ def spamassassin(spamd: Spamd, threshold: float = 900, timeout: float = 60) -> S
 
 
 @pytest.mark.parametrize("transfer", ["path", "fd", "stream"])
+@pytest.mark.option("antivirus_type", "antivirus_transfer")
 def test_clamd_tells_clean_from_infected(clamd: Clamd, copy: Copy, transfer: str) -> None:
     scanner = clamav(clamd, transfer)
     assert run(scanner.probe()) is None
@@ -159,6 +160,7 @@ def test_a_stopped_clamd_times_out_and_frees_its_threads(clamd: Clamd, copy: Cop
     assert run(scanner.scan(copy(VIRUS, False))) == VIRUS_FOUND
 
 
+@pytest.mark.option("antispam_type", "spam_threshold")
 def test_spamd_gives_the_score_and_the_threshold_is_ours(spamd: Spamd, copy: Copy) -> None:
     assert run(spamassassin(spamd).probe()) is None
     found = run(spamassassin(spamd).scan(copy(SPAM, False)))
@@ -210,6 +212,7 @@ async def over_tcp(socket: Path, host: str) -> AsyncIterator[SocketAddress]:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize("transfer", ["path", "fd", "stream"])
+@pytest.mark.option("antivirus_path")
 def test_clamd_over_tcp(clamd: Clamd, copy: Copy, transfer: str, host: str) -> None:
     async def scan() -> tuple[str | None, Finding, Finding]:
         async with over_tcp(clamd.socket, host) as address:
@@ -222,6 +225,7 @@ def test_clamd_over_tcp(clamd: Clamd, copy: Copy, transfer: str, host: str) -> N
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.option("antispam_path")
 def test_spamd_over_tcp(spamd: Spamd, copy: Copy, host: str) -> None:
     async def scan() -> tuple[str | None, Finding]:
         async with over_tcp(spamd.socket, host) as address:

@@ -109,6 +109,7 @@ def _readers_differ(body: bytes) -> bool:
 
 
 @pytest.mark.parametrize("mode", ["reject", "normalise", "pass"])
+@pytest.mark.option("bare_newline")
 def test_every_short_body_in_every_two_pieces(mode: str) -> None:
     """All bodies of up to five of the letters that matter: one outcome, whatever the pieces."""
     for length in range(6):
