@@ -71,12 +71,7 @@ def warnings(config: Config) -> Iterator[tuple[str, str]]:
         yield "dnsbl_threshold", "more than all zones of dnsbl weigh together, so they refuse nobody"
     if config.dnswl and not config.dnsbl:
         yield "dnswl", "dnsbl is not set, so there is nothing to spare its clients"
-    for name, option in OPTIONS.items():
-        value = getattr(config, name)
-        if isinstance(option.kind, Regex) and re.search(r"\\[<>]", value):
-            yield name, r"\< and \> mean the characters themselves; write \b for the edge of a word"
-        if option.pending and value != option.default:
-            yield name, "accepted, but without effect in this version"
+    yield from _other_meanings(config)
 
 
 def _idle_quotas(config: Config) -> Iterator[tuple[str, str]]:
@@ -86,3 +81,15 @@ def _idle_quotas(config: Config) -> Iterator[tuple[str, str]]:
             quota = rest != name and rest not in ("path", "period", "generation", "dst_expiration")
             if quota and getattr(config, name) > 0:
                 yield name, "ratelimit_period is 0, so nothing is limited"
+
+
+def _other_meanings(config: Config) -> Iterator[tuple[str, str]]:
+    """What old files, or files for later versions, mean by it is not what it does."""
+    if config.nat_header in ("none", "simple", "generic", "ip-only"):
+        yield "nat_header", "names the header; what it says is set by nat_header_type"
+    for name, option in OPTIONS.items():
+        value = getattr(config, name)
+        if isinstance(option.kind, Regex) and re.search(r"\\[<>]", value):
+            yield name, r"\< and \> mean the characters themselves; write \b for the edge of a word"
+        if option.pending and value != option.default:
+            yield name, "accepted, but without effect in this version"

@@ -194,6 +194,7 @@ def test_of_two_lines_the_last_counts_with_a_warning() -> None:
             "antivirus_type clamd\nscan_max_size 0",
             "<text>:1: option antivirus_type: scan_max_size is 0, so nothing is ",
         ),
+        ("nat_header simple", "<text>:1: option nat_header: names the header; what it says is set by nat_"),
         ("auth_skip direct,dnsbl", "<text>:1: option auth_skip: direct stops all inspection"),
         ("fwmark 7", "<text>:1: option fwmark: accepted, but without effect in this version"),
         ("dnsbl a.example*2,b.example*-1\ndnsbl_threshold 3", "<text>:2: option dnsbl_threshold: more than "),
