@@ -5,6 +5,7 @@ configuration with its type, default and meaning, and those tests. `make docs` c
 table against what it would write.
 """
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,24 +27,32 @@ effect in this version. **O**: once an option, kept so that old files can be rea
 """
 
 
+def marked(items: Sequence[pytest.Item]) -> dict[str, list[str]]:
+    """Read the marks of tests; give the names of those that prove each option, by option."""
+    found: dict[str, set[str]] = {}
+    for item in items:
+        file, _, name = item.nodeid.removeprefix("tests/").partition("::")
+        for mark in item.iter_markers("option"):
+            for option in mark.args:
+                found.setdefault(option, set()).add(f"{file}: {name.partition('[')[0]}")
+    if unknown := sorted(set(found) - set(OPTIONS)):
+        raise pytest.UsageError(f"marked as proven, but no options: {' '.join(unknown)}")
+    return {name: sorted(tests) for name, tests in found.items()}
+
+
 class _Collector:
-    """Reads the marks of all tests, those of the lab among them."""
+    """Takes the tests before any is left out."""
 
     def __init__(self) -> None:
-        self.proofs: dict[str, dict[str, None]] = {}
+        self.proofs: dict[str, list[str]] = {}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: Sequence[pytest.Item]) -> None:
-        for item in items:
-            file, _, name = item.nodeid.removeprefix("tests/").partition("::")
-            for mark in item.iter_markers("option"):
-                for option in mark.args:
-                    proof = f"{file}: {name.partition('[')[0]}"
-                    self.proofs.setdefault(option, {})[proof] = None
+        self.proofs = marked(items)
 
 
 def proofs() -> dict[str, list[str]]:
-    """Collect every test there is; give the names of those that prove each option, by option."""
+    """Collect every test there is, those of the lab among them, and give what they prove."""
     collector = _Collector()
     quiet = [
         "--collect-only",
@@ -55,17 +64,11 @@ def proofs() -> dict[str, list[str]]:
         "-p",
         "no:xdist",
     ]
-    with open("/dev/null", "w") as nowhere:  # noqa: PTH123 - it takes what is of no interest, the list of tests
-        stdout, sys.stdout = sys.stdout, nowhere
-        try:
-            code = pytest.main([*quiet, str(TABLE.parents[1] / "tests")], plugins=[collector])
-        finally:
-            sys.stdout = stdout
+    with Path("/dev/null").open("w") as nowhere, contextlib.redirect_stdout(nowhere):  # the list of tests
+        code = pytest.main([*quiet, str(TABLE.parents[1] / "tests")], plugins=[collector])
     if code:
         raise SystemExit(f"the tests could not be collected ({code!r}); pytest --collect-only tells why")
-    if unknown := sorted(set(collector.proofs) - set(OPTIONS)):
-        raise SystemExit(f"marked as proven, but no options: {' '.join(unknown)}")
-    return {name: sorted(tests) for name, tests in collector.proofs.items()}
+    return collector.proofs
 
 
 def table(proven: Mapping[str, Sequence[str]]) -> str:
