@@ -348,10 +348,10 @@ async def _connect(loop: asyncio.AbstractEventLoop, connecting: socket.socket, t
     """Connect to a numeric address, for which the loop's own sock_connect would ask a resolver's thread."""
     error = connecting.connect_ex((target.address, target.port))
     if error == errno.EINPROGRESS:
-        writable = loop.create_future()
-        loop.add_writer(connecting, writable.set_result, None)
+        writable = asyncio.Event()  # a future that was cancelled could not be set any more
+        loop.add_writer(connecting, writable.set)
         try:
-            await writable
+            await writable.wait()
         finally:
             loop.remove_writer(connecting)
         error = connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
