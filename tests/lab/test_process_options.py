@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -232,8 +233,10 @@ def taken(buffer_size: int) -> int:
     def deaf(talk: Talk) -> bool:
         talk.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         talk.say("354 go on")
-        time.sleep(1.5)
+        full.wait(20)
         raise EOFError
+
+    full = Event()
 
     with scene({"DATA": deaf}, buffer_size=buffer_size) as gate:
         client = gate.greeted()
@@ -246,5 +249,5 @@ def taken(buffer_size: int) -> int:
             while sent < 50_000_000:
                 sent += client.socket.send(line)
         except TimeoutError:
-            pass
+            full.set()
         return sent
