@@ -183,10 +183,7 @@ def test_what_the_server_rejects_is_an_event(limited: Limited, name: str) -> Non
         for _ in range(2):
             assert client.ask(command).startswith(code)
         assert client.ask(command) == b"550 5.7.1 gw.example.test learn it\r\n"
-        assert (
-            client.ask(b"MAIL FROM:<a@client.test>")
-            == b"451 4.3.2 gw.example.test learn it\r\n"
-        )
+        assert client.ask(b"MAIL FROM:<a@client.test>") == b"451 4.3.2 gw.example.test learn it\r\n"
     cause = (gateway.locks / CLIENT4).read_text()
     assert cause == f"RATELIMIT_{use.name} more than 2 in 3600 seconds\n"
     assert limited.greeting().startswith(b"554")

@@ -51,7 +51,6 @@ class Quota(Check):
         details = {"limit": use.word, "quota": record.quotas[use], "tries": record.tries[use]}
         self._service.log.notice("RATELIMIT:REFUSED", **visit.who(), **details)
 
-
     def _cut(self, text: str) -> Verdict:
         return Verdict(Action.TAKEOVER, 550, "5.7.1", f"{self._config.proxy_name} {text}", text)
 
