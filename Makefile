@@ -31,7 +31,7 @@ demo: setup
 	@$(PYTHON) -m lab.demo
 
 bench: setup
-	@$(PYTHON) -m bench
+	@$(PYTHON) -m bench --store docs/benchmarks.md
 
 clean:
 	rm -rf .venv .lab *.egg-info

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,6 +37,7 @@ def main(
     quick: Annotated[bool, typer.Option(help=f"One round with {QUICK:.0%} of the mail.")] = False,
     share: Annotated[float, typer.Option(min=0.0, max=1.0, help="The part of the mail to send.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    store: Annotated[Path | None, typer.Option(help="Also write the results to this file.")] = None,
 ) -> None:
     """Measure messages per second: smtp-source -> direct, HAProxy or the gateway -> smtp-sink."""
     if quick:
@@ -50,6 +52,8 @@ def main(
     except (LabError, ImageError) as error:
         progress.print(f"the lab failed: {error}", style="red", markup=False)
         sys.exit(2)
+    if store:
+        store.write_text(report.markdown(found, rounds, machine))
     if as_json:
         print(json.dumps(report.as_json(found, rounds, machine), indent=2))
     else:

@@ -83,6 +83,26 @@ def table(found: Sequence[Line], rounds: int) -> Table:
     return made
 
 
+def markdown(found: Sequence[Line], rounds: int, machine: dict[str, str]) -> str:
+    """Lay everything out as a page to keep: what was measured, where, and what came out."""
+    out = [
+        "# Benchmarks\n",
+        "Messages per second from smtp-source through each contender to smtp-sink, in one run on one",
+        f"machine; medians of {rounds} rounds. Scanning is off; header, early talk and locks are on; the log is",
+        "at notice. HAProxy relays TCP without looking, with as many threads as the gateway has workers.",
+        "Written by `make bench`; `python -m bench --help` tells more.\n",
+        "| | |\n|---|---|",
+        *(f"| {name} | {value} |" for name, value in machine.items()),
+        "\n| workload | through | messages/s | of HAProxy | of direct | CPU us/message | bar |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for line in found:
+        rate, cpu = f"{line.rate:,.0f}", f"{line.cpu:,.0f}"
+        ratios = f"{line.to_haproxy:.2f} | {line.to_direct:.2f}"
+        out.append(f"| {line.workload} | {line.contender} | {rate} | {ratios} | {cpu} | {line.verdict} |")
+    return "\n".join(out) + "\n"
+
+
 def as_json(found: Sequence[Line], rounds: int, machine: dict[str, str]) -> dict[str, object]:
     """Give all of it as plain data; rates in messages per second, CPU time in microseconds per message."""
     rows = [asdict(line) | {"verdict": line.verdict} for line in found]
