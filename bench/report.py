@@ -88,8 +88,8 @@ def markdown(found: Sequence[Line], rounds: int, machine: dict[str, str]) -> str
     out = [
         "# Benchmarks\n",
         "Messages per second from smtp-source through each contender to smtp-sink, in one run on one",
-        f"machine; medians of {rounds} rounds. Scanning is off; header, early talk and locks are on; the log is",
-        "at notice. HAProxy relays TCP without looking, with as many threads as the gateway has workers.",
+        f"machine; medians of {rounds} rounds. Scanning is off; header, early talk and locks are on; the log",
+        "is at notice. HAProxy relays TCP without looking, with as many threads as the gateway has workers.",
         "Written by `make bench`; `python -m bench --help` tells more.\n",
         "| | |\n|---|---|",
         *(f"| {name} | {value} |" for name, value in machine.items()),
