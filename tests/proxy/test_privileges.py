@@ -15,6 +15,12 @@ import json, os, signal, subprocess, sys
 from appliance import process
 from appliance.proxy.privileges import PrivilegeError, drop
 process.die_with_parent()
+if sys.argv[2]:
+    import pwd
+    user = pwd.getpwnam(sys.argv[2])
+    os.setgroups([])
+    os.setresgid(*[user.pw_gid] * 3)
+    os.setresuid(*[user.pw_uid] * 3)
 try:
     drop(*json.loads(sys.argv[1]))
 except PrivilegeError as error:
@@ -35,8 +41,9 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become s
 NET_RAW = 1 << 13
 
 
-def drop(user: str, group: str, keep_net_raw: bool, *before: str) -> dict[str, object]:
-    arguments = [*before, sys.executable, "-c", PROGRAM, json.dumps([user, group, keep_net_raw])]
+def drop(user: str, group: str, keep_net_raw: bool, first: str = "") -> dict[str, object]:
+    """Drop privileges in a process of its own, which has become the user `first` before."""
+    arguments = [sys.executable, "-c", PROGRAM, json.dumps([user, group, keep_net_raw]), first]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     found: dict[str, object] = json.loads(done.stdout)
     return found
@@ -74,14 +81,13 @@ def test_root_without_a_user_is_left_without_capabilities() -> None:
 
 @ROOT_ONLY
 def test_a_user_stays_itself_and_cannot_become_another() -> None:
-    as_nobody = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--inh-caps=-all")
-    assert drop("nobody", "", False, *as_nobody)["ids"] == [NOBODY.pw_uid] * 3 + [NOBODY.pw_gid] * 3
-    assert drop("", "", False, *as_nobody)["own"] == [0, 0, 0]
-    assert drop("mail", "", False, *as_nobody)["error"] == (
+    assert drop("nobody", "", False, first="nobody")["ids"] == [NOBODY.pw_uid] * 3 + [NOBODY.pw_gid] * 3
+    assert drop("", "", False, first="nobody")["own"] == [0, 0, 0]
+    assert drop("mail", "", False, first="nobody")["error"] == (
         "cannot become user mail, group 8: Operation not permitted; "
         "start as root, or leave set_user and set_group empty"
     )
-    assert "CAP_NET_RAW is missing" in str(drop("nobody", "", True, *as_nobody)["error"])
+    assert "CAP_NET_RAW is missing" in str(drop("nobody", "", True, first="nobody")["error"])
 
 
 def test_who_is_meant() -> None:
