@@ -93,6 +93,7 @@ class Connection(Relay):
         self._session: Session | None = None
         self._admission: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._connecting = False
         self._was_direct = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -154,16 +155,19 @@ class Connection(Relay):
     async def _open_server(self, route: Route) -> None:
         """Connect to the server, within timeout_connect; raises Unreachable."""
         outgoing: socket.socket | None = None
+        self._connecting = True
+        self._arm(self._service.config.timeout_connect)
         try:
-            async with asyncio.timeout(self._service.config.timeout_connect or None):
-                outgoing = admission.outgoing(self._visit, route)
-                await _connect(self._loop, outgoing, route.destination)
-                if self._service.config.spf == "outgoing":
-                    self._visit.source = outgoing.getsockname()[0]
-                await self._loop.create_connection(lambda: ServerSide(self), sock=outgoing)
+            outgoing = admission.outgoing(self._visit, route)
+            await _connect(self._loop, outgoing, route.destination)
+            if self._service.config.spf == "outgoing":
+                self._visit.source = outgoing.getsockname()[0]
+            await self._loop.create_connection(lambda: ServerSide(self), sock=outgoing)
         except BaseException as error:
             if outgoing:
                 outgoing.close()
+            if isinstance(error, asyncio.CancelledError) and not self._ended:
+                error = TimeoutError()  # it was the timer that cancelled
             if isinstance(error, OSError):
                 raise admission.unreachable(self._visit, error) from None
             raise
@@ -184,6 +188,8 @@ class Connection(Relay):
 
     def _begin_session(self, origin: ClientOrigin | None) -> Session:
         self._admission = None
+        self._connecting = False
+        self._arm(self._service.config.timeout_idle)
         self._session = self._visit.session = Session(self._checks.settings, self, origin)
         return self._session
 
@@ -312,6 +318,9 @@ class Connection(Relay):
     def _tick(self) -> None:
         """Nothing is timed for each byte: the timer looks back when it fires."""
         session, config = self._session, self._service.config
+        if self._connecting and self._admission:
+            self._admission.cancel()
+            return
         if session and session.phase is Phase.TAKEN:
             self.note_end("timeout")
             session.expire()
