@@ -13,6 +13,7 @@ from threading import Event
 
 import pytest
 
+from lab.network import Network
 from lab.samples import EICAR
 from lab.servers import Clamd, Spamd
 from tests.lab.loopback import NAME, Scene, scene
@@ -114,8 +115,11 @@ def event(gate: Scene) -> None:
 
 
 @pytest.mark.option("chroot_path", "spool_path", "lock_path", "antivirus_path", "antispam_path")
-def test_in_a_root_of_their_own_workers_scan_lock_and_reload(clamd: Clamd, spamd: Spamd, home: Path) -> None:
-    root = home / "root"
+def test_in_a_root_of_their_own_workers_scan_lock_and_reload(
+    network: Network, clamd: Clamd, spamd: Spamd
+) -> None:
+    root = Path(tempfile.mkdtemp(prefix="root-", dir=network.directory))  # where sockets can be linked to
+    root.chmod(0o755)
     for directory in ("msg", "lock", "run"):
         (root / directory).mkdir(parents=True)
         shutil.chown(root / directory, "nobody", "nogroup")
