@@ -1,5 +1,6 @@
 """A DNS server on loopback: says what a test tells it to, over UDP and TCP, and counts what it is asked."""
 
+import errno
 import socket
 import socketserver
 import struct
@@ -21,6 +22,7 @@ from appliance.config import SocketAddress
 
 SILENCE, FAILURE = "silence", "failure"
 Record = tuple[str, str]  # type and value as a zone file has them
+Handler = type[socketserver.BaseRequestHandler]
 
 
 class NameServer:
@@ -48,12 +50,26 @@ class NameServer:
                 if answer := outer.answer(self.request.recv(size, socket.MSG_WAITALL), datagram=False):
                     self.request.sendall(struct.pack("!H", len(answer)) + answer)
 
-        self._udp = socketserver.ThreadingUDPServer(("127.0.0.1", 0), Datagram)
-        self._tcp = socketserver.ThreadingTCPServer(self._udp.server_address, Stream)
+        self._udp, self._tcp = self._listen(Datagram, Stream)
         for server in (self._udp, self._tcp):
             server.daemon_threads = True
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         self.address = SocketAddress(None, "127.0.0.1", self._udp.server_address[1])
+
+    @staticmethod
+    def _listen(
+        datagram: Handler, stream: Handler
+    ) -> tuple[socketserver.ThreadingUDPServer, socketserver.ThreadingTCPServer]:
+        """Take one port for both; a port that is free for UDP may belong to somebody's TCP connection."""
+        for _ in range(20):
+            udp = socketserver.ThreadingUDPServer(("127.0.0.1", 0), datagram)
+            try:
+                return udp, socketserver.ThreadingTCPServer(("127.0.0.1", udp.server_address[1]), stream)
+            except OSError as error:
+                udp.server_close()
+                if error.errno != errno.EADDRINUSE:
+                    raise
+        raise OSError(errno.EADDRINUSE, "no port is free for both UDP and TCP")
 
     def close(self) -> None:
         for server in (self._udp, self._tcp):
