@@ -1,0 +1,1 @@
+"""appliance-ctl: the tool an administrator lives with. The commands, and what they show."""

@@ -1,0 +1,107 @@
+"""The command line of appliance-ctl, the console script: its shared options, its commands, its exit codes.
+
+Each module named in `_MODULES` has a typer app `commands`. How a command fails is told here, in one place; no
+command lives here.
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from appliance.config import ConfigError
+from appliance.ctl.base import DEFAULT_FILE, Code, Context, CtlError, clean
+
+_MODULES = ("kernel",)
+
+_CODES = """Exit codes: 0 done; 1 it failed, or check found a difference; 2 the configuration file is wrong; \
+3 wrong usage; 4 no gateway runs, and the command needs one; 5 the right to ask it is missing."""
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    epilog=_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+@app.callback()
+def appliance_ctl(
+    context: typer.Context,
+    config: Annotated[
+        Path,
+        typer.Option("--config", metavar="FILE", help=f"Instead of {DEFAULT_FILE}.", show_default=False),
+    ] = DEFAULT_FILE,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, no tables.", show_default=False)
+    ] = False,
+) -> None:
+    """Look after the SMTP gateway of this machine: processes, locks, limits, the kernel's rules."""
+    context.obj = Context(config, as_json)
+
+
+def command() -> click.Command:
+    """Give the whole command with its subcommands, each of which takes the shared options, too."""
+    whole = typer.main.get_command(app)
+    _share_options(whole)
+    return whole
+
+
+def _share_options(group: click.Command) -> None:
+    if not isinstance(group, click.Group):
+        group.params += [
+            click.Option(
+                ["--config"],
+                metavar="FILE",
+                type=click.Path(path_type=Path),
+                expose_value=False,
+                hidden=True,
+                callback=_set_config,
+            ),
+            click.Option(["--json"], is_flag=True, expose_value=False, hidden=True, callback=_set_json),
+        ]
+        return
+    for each in group.commands.values():
+        _share_options(each)
+
+
+def _set_config(context: click.Context, _: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        context.ensure_object(Context).config_path = value
+
+
+def _set_json(context: click.Context, _: click.Parameter, value: bool) -> None:
+    context.ensure_object(Context).as_json |= value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run appliance-ctl with the arguments, those of the process by default, and give its exit code."""
+    try:
+        return int(command().main(arguments, prog_name="appliance-ctl", standalone_mode=False) or Code.DONE)
+    except ConfigError as error:
+        for problem in error.problems:
+            _tell(str(problem))
+        return Code.BAD_CONFIGURATION
+    except CtlError as error:
+        _tell(str(error))
+        return error.code
+    except click.UsageError as error:
+        _tell(f"{error.format_message()} (appliance-ctl --help lists the commands)")
+        return Code.BAD_USAGE
+    except click.exceptions.Abort:
+        return Code.FAILED
+
+
+def _tell(words: str) -> None:
+    for line in words.splitlines():
+        print(f"appliance-ctl: {clean(line)}", file=sys.stderr)
+
+
+for _name in _MODULES:
+    if importlib.util.find_spec(f"appliance.ctl.{_name}"):
+        app.add_typer(importlib.import_module(f"appliance.ctl.{_name}").commands)

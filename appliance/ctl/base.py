@@ -1,0 +1,88 @@
+"""What every command of appliance-ctl shares: the options before it, how it fails, and how it prints.
+
+Command modules of this package use it; `app.py` puts them together. A module with commands has a typer app
+`commands`; its functions take the `typer.Context` first and get the shared options from `given`. Whatever is
+printed may hold text that a client chose: it goes through `clean` or is JSON. No command lives here.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from appliance import config as configuration
+from appliance.config import Config
+
+DEFAULT_FILE = Path("/etc/smtp-gated.conf")
+
+
+class Code(IntEnum):
+    """The exit codes; the same as those of smtp-gated where they mean the same."""
+
+    DONE = 0
+    FAILED = 1  # it was tried and did not work, or the kernel differs from the plan
+    BAD_CONFIGURATION = 2
+    BAD_USAGE = 3
+    DOWN = 4  # no gateway runs, and without one this cannot be done
+    FORBIDDEN = 5
+
+
+class CtlError(Exception):
+    """A command cannot do its work: the text says what, where, and what to do next."""
+
+    def __init__(self, words: str, code: Code = Code.FAILED) -> None:
+        super().__init__(words)
+        self.code = code
+
+
+@dataclass
+class Context:
+    """The shared options: the configuration file, and whether to print JSON instead of tables."""
+
+    config_path: Path = DEFAULT_FILE
+    as_json: bool = False
+
+    def config(self) -> Config:
+        """Read the configuration file. Raises ConfigError, for which exit code 2 stands."""
+        return configuration.load(self.config_path)
+
+
+def given(context: typer.Context) -> Context:
+    """Give the shared options of the command that runs."""
+    found = context.find_object(Context)
+    assert found is not None  # the root command has made it
+    return found
+
+
+def clean(value: object) -> str:
+    """Write a value so that it can neither upset a terminal nor pass for more than one line."""
+    text = "-" if value is None else str(value)
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def print_json(data: object) -> None:
+    """Print data for programs: one JSON document, ASCII only."""
+    print(json.dumps(data, indent=2))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table:
+    """Make a table of plain text; a column whose name ends with # holds numbers."""
+    made = Table(title=Text(title) if title else None, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        number = column.endswith("#")
+        made.add_column(Text(column.removesuffix("#")), justify="right" if number else "left", no_wrap=number)
+    for row in rows:
+        made.add_row(*(Text(clean(value)) for value in row))
+    return made
+
+
+def console() -> Console:
+    """Make a console; what goes into a file or a pipe is not folded."""
+    made = Console(highlight=False, markup=False, emoji=False)
+    return made if made.is_terminal else Console(highlight=False, markup=False, emoji=False, width=400)
