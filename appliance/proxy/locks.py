@@ -1,11 +1,14 @@
 """The lock directory: who is shut out, since when, and why.
 
 A lock is a file named after a client, `<ip>` or `<ip>-<ident>`, whose age is its mtime and whose first line
-is the cause. Administrators work on the directory with ls, rm and touch, so the files are the truth and
-nothing is remembered here. A file that belongs to another user than the gateway's exempts its client: it
-never locks and is never removed. Workers ask for every connection and create locks, and one of them looks
-through the directory for those whose time is over; names that begin with a dot are files in the making and no
-locks. The kernel's mirror of the locks, and what is logged or run when one is made, live elsewhere.
+is the cause. It lasts as long as the configuration says, unless its second line is `lasts SECONDS` (or
+`lasts forever`) and its sticky bit is set, which lets everybody else do without reading it. Administrators
+work on the directory with ls, rm and touch, so the files are the truth and nothing is remembered here. A file
+that belongs to another user than the gateway's exempts its client: it never locks and is never removed.
+
+Workers ask for every connection and create locks, and one of them looks through the directory for those whose
+time is over; appliance-ctl lists, makes and removes them; names that begin with a dot are files in the making
+and no locks. The kernel's mirror of the locks, and what is logged or run when one is made, live elsewhere.
 """
 
 import contextlib
@@ -25,6 +28,7 @@ _NOT_IN_CAUSE = re.compile(r"[^ -~]")
 _IDENT_LENGTH = 64
 _CAUSE_LENGTH = 500
 _SKEW = 60.0  # seconds a file may come from the future before its date is put right
+_OWN_DURATION = re.compile(r"lasts (forever|[1-9][0-9]{0,9})", re.ASCII)
 _SETTLED = 60.0  # seconds; a file that is in the making for longer is left over from a crash
 
 FOREVER = -1
@@ -38,7 +42,7 @@ def lock_name(ip: str, ident: str = "") -> str:
     return f"{name}-{_NOT_IN_IDENT.sub('_', ident[:_IDENT_LENGTH])}" if ident else name
 
 
-def _is_lock_name(name: str) -> bool:
+def is_lock_name(name: str) -> bool:
     """Tell whether a lock could have this name; administrators may keep notes among the locks."""
     try:
         ip_address(re.split("[-_]", name, maxsplit=1)[0])
@@ -47,9 +51,21 @@ def _is_lock_name(name: str) -> bool:
     return True
 
 
+def read_lock(path: Path) -> tuple[str, str]:
+    """Give the cause in a lock file and its second line, as printable text; empty where there is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
+            lines = file.read(_CAUSE_LENGTH + 100).splitlines()
+    except OSError:
+        return "", ""
+    cause, lasts = (line.decode("latin-1")[:_CAUSE_LENGTH] for line in [*lines, b"", b""][:2])
+    return _NOT_IN_CAUSE.sub("?", cause), _NOT_IN_CAUSE.sub("?", lasts)
+
+
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """A lock in force: its file, and the unix times of its making and its end (None: none is set)."""
+    """A lock: its file, and the unix times of its making and its end (None: none is set)."""
 
     path: Path
     since: float
@@ -82,29 +98,47 @@ class LockDirectory:
         """
         if self._duration == 0:
             return None
-        path = self._prefix + lock_name(ip, ident)
+        lock = self.look(lock_name(ip, ident))
+        return lock and self._in_force(lock)
+
+    def look(self, name: str) -> Lock | None:
+        """Return the lock whose file has this name, be its time over or not; None if there is none."""
+        path = self._prefix + name
         try:
             found = os.lstat(path)
         except OSError:
             return None
+        return self._dated(Path(path), found)
+
+    def all(self) -> Iterator[Lock]:
+        """Return every lock, be its time over or not. Raises OSError."""
+        with os.scandir(self._path) as entries:
+            for entry in entries:
+                if is_lock_name(entry.name) and (lock := self.look(entry.name)):
+                    yield lock
+
+    def _dated(self, path: Path, found: os.stat_result) -> Lock | None:
         if found.st_uid != self._uid or not stat.S_ISREG(found.st_mode):
             return None
-        if self._duration == FOREVER:
-            return Lock(Path(path), found.st_mtime, None)
-        return self._in_force(Path(path), found.st_mtime)
+        duration = self._duration
+        if found.st_mode & stat.S_ISVTX and (own := _OWN_DURATION.fullmatch(read_lock(path)[1])):
+            duration = FOREVER if own[1] == "forever" else int(own[1])
+        return Lock(path, found.st_mtime, None if duration == FOREVER else found.st_mtime + duration)
 
-    def _in_force(self, path: Path, since: float) -> Lock | None:
+    def _in_force(self, lock: Lock) -> Lock | None:
+        if lock.until is None:
+            return lock
         now = time.time()
-        if since > now + _SKEW:
+        if lock.since > now + _SKEW:
             # The clock was set back. Left alone the lock would last until the clock has caught up, perhaps
             # for years.
-            since = now
             with contextlib.suppress(OSError):
-                os.utime(path, follow_symlinks=False)
-        if now < since + self._duration:
-            return Lock(path, since, since + self._duration)
-        if self._remove(path, since):
-            self._expired(path)
+                os.utime(lock.path, follow_symlinks=False)
+            return Lock(lock.path, now, now + lock.until - lock.since)
+        if now < lock.until:
+            return lock
+        if self._remove(lock.path, lock.since):
+            self._expired(lock.path)
         return None
 
     def _remove(self, path: Path, since: float) -> bool:
@@ -144,17 +178,18 @@ class LockDirectory:
         if found.st_uid != self._uid or not stat.S_ISREG(found.st_mode):
             return
         if entry.name.startswith("."):
-            left_over = _is_lock_name(entry.name[1:].rsplit(".", 3)[0])
+            left_over = is_lock_name(entry.name[1:].rsplit(".", 3)[0])
             if left_over and found.st_ctime < time.time() - _SETTLED:
                 Path(entry.path).unlink()
-        elif self._duration > 0 and _is_lock_name(entry.name):
-            self._in_force(Path(entry.path), found.st_mtime)
+        elif self._duration and is_lock_name(entry.name) and (lock := self._dated(Path(entry.path), found)):
+            self._in_force(lock)
 
-    def create(self, ip: str, ident: str, cause: str) -> Path | None:
+    def create(self, ip: str, ident: str, cause: str, duration: int | None = None) -> Path | None:
         """Lock a client, with `cause` as the file's first line, and return the file.
 
-        None if it is locked already, is exempt, or locking is off. Raises OSError when the file cannot be
-        made. The file appears under its name with its cause and permissions, never half made.
+        `duration` is one of its own, in seconds or FOREVER. None if it is locked already, is exempt, or
+        locking is off. Raises OSError when the file cannot be made. The file appears under its name with its
+        cause and permissions, never half made.
         """
         if self._duration == 0 or self.find(ip, ident):
             return None
@@ -162,8 +197,12 @@ class LockDirectory:
         making = self._private_name(path.name)
         fd = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, _NOT_IN_CAUSE.sub("?", cause[:_CAUSE_LENGTH]).encode() + b"\n")
-            os.fchmod(fd, self._perm)  # open(2) would have taken the umask off
+            text, perm = _NOT_IN_CAUSE.sub("?", cause[:_CAUSE_LENGTH]) + "\n", self._perm
+            if duration is not None:
+                text += f"lasts {'forever' if duration == FOREVER else duration}\n"
+                perm |= stat.S_ISVTX
+            os.write(fd, text.encode())
+            os.fchmod(fd, perm)  # open(2) would have taken the umask off
             os.link(making, path)
         except FileExistsError:
             return None
@@ -171,3 +210,7 @@ class LockDirectory:
             os.close(fd)
             making.unlink(missing_ok=True)
         return path
+
+    def remove(self, lock: Lock) -> None:
+        """Unlock a client before its time. Raises OSError."""
+        lock.path.unlink(missing_ok=True)

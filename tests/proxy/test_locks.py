@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.proxy.locks import FOREVER, LockDirectory, lock_name
+from appliance.proxy.locks import FOREVER, LockDirectory, lock_name, read_lock
 
 ME = os.geteuid()
 IP = "192.0.2.7"
@@ -326,3 +326,69 @@ def test_a_lock_that_is_touched_while_it_is_removed_stays(
     assert locks.find(IP)
     assert locks.ended == []
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_lock_may_have_a_duration_of_its_own(tmp_path: Path) -> None:
+    locks = Locks(tmp_path, duration=3600)
+    for ip, duration in (("192.0.2.1", 60), ("192.0.2.2", 86400), ("192.0.2.3", FOREVER)):
+        path = locks.create(ip, "", "CAUSE", duration)
+        assert path
+        assert path.stat().st_mode & 0o777 == 0o660
+        age(path, 4000)
+    assert locks.find("192.0.2.1") is None
+    found = locks.find("192.0.2.2")
+    assert found
+    assert found.until == pytest.approx(time.time() + 82400, abs=5)
+    endless = locks.find("192.0.2.3")
+    assert endless
+    assert endless.until is None
+    assert read_lock(found.path) == ("CAUSE", "lasts 86400")
+    assert [path.name for path in locks.ended] == ["192.0.2.1"]
+
+
+@pytest.mark.option("lock_duration")
+def test_a_sweep_ends_locks_with_a_duration_of_their_own_among_endless_ones(tmp_path: Path) -> None:
+    locks = Locks(tmp_path, duration=FOREVER)
+    for ip, duration in (("192.0.2.1", 60), ("192.0.2.2", None)):
+        path = locks.create(ip, "", "CAUSE", duration)
+        assert path
+        age(path, 61)
+    assert list(locks.sweep()) == [None, None]
+    assert [path.name for path in locks.ended] == ["192.0.2.1"]
+    assert [lock.path.name for lock in locks.all()] == ["192.0.2.2"]
+
+
+@pytest.mark.parametrize(
+    "line", ["", "lasts", "lasts 0", "lasts -5", "lasts 99999999999", "lasts 5\x1b", "x"]
+)
+def test_a_duration_that_is_none_is_the_configured_one(tmp_path: Path, line: str) -> None:
+    locks = Locks(tmp_path, duration=3600)
+    path = tmp_path / IP
+    path.write_text(f"CAUSE\n{line}\n")
+    path.chmod(0o1660)
+    found = locks.find(IP)
+    assert found
+    assert found.until == found.since + 3600
+
+
+def test_a_lock_file_that_nobody_can_mean_is_read_in_bounds(tmp_path: Path) -> None:
+    path = tmp_path / IP
+    path.write_bytes(b"\x1b[2J\xff[red]" + b"x" * 1_000_000)
+    cause, lasts = read_lock(path)
+    assert cause.startswith("?[2J?[red]xxx")
+    assert len(cause) == 500
+    assert lasts == ""
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+    assert read_lock(path) == ("", "")
+
+
+def test_a_removed_lock_is_gone(tmp_path: Path) -> None:
+    locks = Locks(tmp_path)
+    locks.create(IP, "", "CAUSE")
+    found = locks.find(IP)
+    assert found
+    locks.remove(found)
+    locks.remove(found)  # somebody else was quicker
+    assert locks.find(IP) is None
+    assert not locks.ended
