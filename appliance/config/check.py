@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterator
 
 from appliance.config.config import OPTIONS, Config
-from appliance.config.options import MODES
+from appliance.config.options import MODES, PACKAGES
 from appliance.config.regex import Regex
 
 
@@ -22,7 +22,8 @@ def errors(config: Config, modes: Collection[str] | None, *, complete: bool) -> 
     if not config.mode and complete:
         yield "mode", f"not set; set mode to one of {here}"
     if config.mode and modes is not None and config.mode not in modes:
-        yield "mode", f"this system does not have the mode {config.mode}; it has {here}"
+        remedy = f"; install the package {PACKAGES[config.mode]} to add it" if config.mode in PACKAGES else ""
+        yield "mode", f"this system does not have the mode {config.mode}; it has {here}{remedy}"
     if config.mode in ("fixed", "fixed+xclient"):
         yield from _fixed(config)
     if config.spf == "fixed" and config.spf_fixed_ip is None:

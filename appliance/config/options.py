@@ -27,6 +27,7 @@ MODES = (
     "tproxy,netfilter", "ipfw", "ipfilter", "pf",
 )
 # fmt: on
+PACKAGES = dict.fromkeys(("ipfw", "ipfilter", "pf"), "appliance-bsd")  # which bring modes of their own
 EVENTS = ("virus", "spam", "maxhost", "maxident", "dnsbl", "spf", "regex", "earlytalk", "ratelimit")
 
 

@@ -105,6 +105,7 @@ class Worker:
             form=config.log_format,
         )
         _import_all()
+        lookup.prepare(config.mode)
         language.use(config.locale)  # the supervisor has told if it is unknown
         self._set_priority(config.priority)
         privileges.drop(

@@ -223,10 +223,12 @@ def test_modes_of_the_system() -> None:
     assert parse("mode pf").mode == "pf"
     with pytest.raises(ConfigError) as caught:
         parse("\nmode pf", modes=["netfilter", "fixed"])
-    assert (
-        str(caught.value)
-        == "<text>:2: option mode: this system does not have the mode pf; it has fixed netfilter"
+    assert str(caught.value) == (
+        "<text>:2: option mode: this system does not have the mode pf; it has fixed netfilter; "
+        "install the package appliance-bsd to add it"
     )
+    with pytest.raises(ConfigError, match="tproxy; it has fixed$"):
+        parse("mode tproxy", modes=["fixed"])
 
 
 def test_only_a_gateway_that_is_to_run_needs_a_mode(tmp_path: Path) -> None:

@@ -8,11 +8,10 @@ anywhere.
 import functools
 import importlib
 import socket
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import cast
 
 from appliance.config import Config
 
@@ -26,6 +25,7 @@ _BUILT_IN = {
 }
 
 _GROUP = "appliance.lookup"
+_LINUX_ALONE = {"netfilter", "tproxy", "tproxy,netfilter"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,30 +61,39 @@ class Lookup(ABC):
     @abstractmethod
     async def find(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:
         """Find where an accepted connection was meant to go; raises LookupFailure."""
+    @classmethod  # noqa: B027 - most need nothing
+    def prepare(cls) -> None:
+        """Open what takes privileges; raises ValueError. A worker calls it once, while it still has them."""
+
 
 
 def modes() -> tuple[str, ...]:
     """Name the modes that this machine has: the built-in ones and those of installed packages."""
     added = sorted(point.name for point in entry_points(group=_GROUP) if point.name not in _BUILT_IN)
-    return (*_BUILT_IN, *added)
+    return (*here, *added)
+
+
+def prepare(mode: str) -> None:
+    """Load a mode and open what it needs, before privileges and files are out of reach; raises ValueError."""
+    _find(mode).prepare()
 
 
 def make(config: Config) -> Lookup:
     """Make the lookup of the configured mode; raises ValueError when there is none of that name."""
-    lookup = _find(config.mode)(config)
-    assert isinstance(lookup, Lookup)
-    return lookup
+    here = [mode for mode in _BUILT_IN if sys.platform == "linux" or mode not in _LINUX_ALONE]
+    return _find(config.mode)(config)
 
 
 @functools.cache  # a worker that reloads may not be able to read our files any more
-def _find(mode: str) -> Callable[[Config], object]:
+def _find(mode: str) -> type[Lookup]:
     place = _BUILT_IN.get(mode)
     if place:
         module, name = place.split(":")
-        return cast(
-            "Callable[[Config], object]", getattr(importlib.import_module(f"{__name__}.{module}"), name)
-        )
-    points = entry_points(group=_GROUP, name=mode)
-    if not points:
-        raise ValueError(f"mode {mode}: not available here; modes are {', '.join(modes())}")
-    return cast("Callable[[Config], object]", next(iter(points)).load())
+        found: type[Lookup] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    else:
+        points = entry_points(group=_GROUP, name=mode)
+        if not points:
+            raise ValueError(f"mode {mode}: not available here; modes are {', '.join(modes())}")
+        found = next(iter(points)).load()
+    assert issubclass(found, Lookup)
+    return found
