@@ -227,7 +227,7 @@ def test_modes_of_the_system() -> None:
         "<text>:2: option mode: this system does not have the mode pf; it has fixed netfilter; "
         "install the package appliance-bsd to add it"
     )
-    with pytest.raises(ConfigError, match="tproxy; it has fixed$"):
+    with pytest.raises(ConfigError, match=r"tproxy; it has fixed$"):
         parse("mode tproxy", modes=["fixed"])
 
 

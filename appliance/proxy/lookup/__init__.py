@@ -23,9 +23,9 @@ _BUILT_IN = {
     "tproxy": "tproxy:Tproxy",
     "tproxy,netfilter": "tproxy:TproxyOrNetfilter",
 }
+_LINUX_ALONE = {"netfilter", "tproxy", "tproxy,netfilter"}
 
 _GROUP = "appliance.lookup"
-_LINUX_ALONE = {"netfilter", "tproxy", "tproxy,netfilter"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +55,21 @@ class LookupFailure(Exception):
 class Lookup(ABC):
     """Finds the destination of connections, by one of the modes."""
 
+    @classmethod  # noqa: B027 - most need nothing
+    def prepare(cls) -> None:
+        """Open what takes privileges; raises ValueError. A worker calls it once, while it still has them."""
+
     def __init__(self, config: Config) -> None:  # noqa: B027 - most keep nothing
         """Keep what is needed of the configuration."""
 
     @abstractmethod
     async def find(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:
         """Find where an accepted connection was meant to go; raises LookupFailure."""
-    @classmethod  # noqa: B027 - most need nothing
-    def prepare(cls) -> None:
-        """Open what takes privileges; raises ValueError. A worker calls it once, while it still has them."""
-
 
 
 def modes() -> tuple[str, ...]:
     """Name the modes that this machine has: the built-in ones and those of installed packages."""
+    here = [mode for mode in _BUILT_IN if sys.platform == "linux" or mode not in _LINUX_ALONE]
     added = sorted(point.name for point in entry_points(group=_GROUP) if point.name not in _BUILT_IN)
     return (*here, *added)
 
@@ -80,7 +81,6 @@ def prepare(mode: str) -> None:
 
 def make(config: Config) -> Lookup:
     """Make the lookup of the configured mode; raises ValueError when there is none of that name."""
-    here = [mode for mode in _BUILT_IN if sys.platform == "linux" or mode not in _LINUX_ALONE]
     return _find(config.mode)(config)
 
 
