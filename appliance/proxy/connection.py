@@ -175,6 +175,7 @@ class Connection(Relay):
     def _refuse(self, text: str) -> None:
         """Turn the client away with one line."""
         self._admission = None
+        self._service.clients.talkers.of(self._visit.client.address).refusals += 1
         self.to_client(reply(554, "", f"{self._service.config.proxy_name} {text}"))
         self.close_client()
 

@@ -7,6 +7,7 @@ from appliance.proxy.checks import Checks
 from appliance.proxy.checks.base import Check
 from appliance.proxy.message import Message
 from appliance.proxy.session import PASS, Action, Gate, Verdict
+from appliance.proxy.talkers import Tally
 from appliance.proxy.visit import Visit
 
 
@@ -23,6 +24,8 @@ class Inspection:
 
     async def admit(self) -> Verdict:
         """Answer the gate CONNECT, the one that is asked before there is a session."""
+        if target := self._visit.target:
+            self._tally().went_to(target.address)
         return await self._ask_on(PASS, iter(self._checks.at(Gate.CONNECT)), b"")
 
     def ask(self, gate: Gate, subject: bytes) -> Verdict | None:
@@ -36,6 +39,7 @@ class Inspection:
                 )
                 return None
             if answer.action is not Action.PASS:
+                self._tally().refusals += 1
                 return answer
         return self._ask_message(gate)
 
@@ -63,6 +67,8 @@ class Inspection:
         self._late = None
         if verdict is PASS:
             verdict = self._ask_message(gate)
+        elif verdict:
+            self._tally().refusals += 1
         if verdict:
             self._resume(verdict)
 
@@ -74,6 +80,9 @@ class Inspection:
             answer = check.ask(self._visit, subject)
             verdict = answer if isinstance(answer, Verdict) else await self._wait(check, answer)
         return verdict
+
+    def _tally(self) -> Tally:
+        return self._visit.service.clients.talkers.of(self._visit.client.address)
 
     async def _wait(self, check: Check, answer: Awaitable[Verdict]) -> Verdict:
         self.waiting = check.state

@@ -72,6 +72,8 @@ class Message:
 
     def finish(self) -> None:
         """The message was released."""
+        self._service.board.add(Counter.MESSAGES)
+        self._service.clients.talkers.of(self._visit.client.address).mails += 1
         self.drop()
 
     def _name(self) -> str:
@@ -143,6 +145,8 @@ class Message:
         self._keep_on("always", copy)
         self._scan = None
         self.scanning = ""
+        if verdict.action is not Action.PASS:
+            self._service.clients.talkers.of(self._visit.client.address).refusals += 1
         self._resume(verdict)
 
     async def _virus(self, copy: Spool) -> Verdict | None:

@@ -34,6 +34,7 @@ class Counter(enum.IntEnum):
     AUTH_ACCEPTS = enum.auto()
     AUTH_REJECTS = enum.auto()
     MAX_SESSIONS = enum.auto()  # the most sessions all workers had at once, as this worker saw it
+    MESSAGES = enum.auto()  # released to their servers
 
 
 _ROW = 8 * len(Counter)

@@ -1,8 +1,8 @@
 """The worker process: one event loop that serves the clients the kernel gives it.
 
 Started by the supervisor, which hands it its listener, the scoreboard and a socket for orders (one JSON
-object a line): start, reload, drain, stop, sessions. It gives up every right it does not need before it reads
-a byte from the network. When the supervisor is gone, so is the worker.
+object a line): start, reload, drain, stop, and the questions of `questions.py`. It gives up every right it
+does not need before it reads a byte from the network. When the supervisor is gone, so is the worker.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import uvloop
 from appliance import language, process
 from appliance.config import Config, parse
 from appliance.log import Log
-from appliance.proxy import lookup, privileges, scanners
+from appliance.proxy import lookup, privileges, questions, scanners
 from appliance.proxy.action import ActionScripts
 from appliance.proxy.checks import Checks
 from appliance.proxy.clients import Clients
@@ -56,6 +56,7 @@ class Worker:
         self._control = control
         self._clients = Clients()
         self._doorway: Doorway | None = None
+        self._asked: set[asyncio.Task[None]] = set()
         self._done = asyncio.Event()
 
     async def run(self) -> None:
@@ -92,8 +93,14 @@ class Worker:
                 for connection in self._connections:
                     connection.end("admin")
                 self._end_if_drained()
-            case "sessions":
-                self._say({"is": "sessions", "rows": [connection.row() for connection in self._connections]})
+            case _:
+                asking = self._answer(order, self._checks.service)
+                self._asked.add(asked := self._loop.create_task(asking))
+                asked.add_done_callback(self._asked.discard)
+
+    async def _answer(self, order: dict[str, object], service: Service) -> None:
+        found = await questions.answer(order, service, self._connections)
+        self._say({"is": "answer", "to": order.get("question"), "found": found})
 
     async def _start(self, text: str, *, stderr: bool) -> None:
         config = parse(text)

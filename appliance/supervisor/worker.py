@@ -7,6 +7,7 @@ bounded, and whoever does not keep to the protocol is killed.
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from collections.abc import Callable, Sequence
 from appliance import process
 
 READY_WITHIN = 10.0  # seconds from exec to the first word
-_ANSWER_WITHIN = 2.0  # seconds for the list of sessions
+ANSWER_WITHIN = 2.0  # seconds
 _GONE_WITHIN = 5.0  # seconds between the end of the conversation and the end of the process
 _LONGEST_LINE = 16 << 20  # bytes; a session's row has some 150
 _LONGEST_REASON = 512
@@ -28,6 +29,13 @@ _UNPRINTABLE = re.compile(r"[^ -~]")
 _NOT_FOR_WORKERS = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}
 
 Rows = Sequence[Sequence[object]]
+
+
+def rows(answer: object) -> Rows | None:
+    """Take an answer for rows; None if it is anything else."""
+    if isinstance(answer, list) and all(isinstance(row, list) for row in answer):
+        return answer
+    return None
 
 
 class Worker:
@@ -45,7 +53,8 @@ class Worker:
         self.why = ""
         self.misbehaved = False  # it had to be killed
         self._told_to_end = False
-        self._rows: asyncio.Future[Rows] | None = None
+        self._questions: dict[int, asyncio.Future[object]] = {}
+        self._numbers = itertools.count()
         self._waiting: list[bytes] = []  # orders given before the conversation began
         self._writer: asyncio.StreamWriter | None = None
         self._ours, theirs = socket.socketpair()
@@ -84,15 +93,21 @@ class Worker:
         """Seconds since it became ready, 0 when it never did."""
         return 0.0 if self._ready_since is None else time.monotonic() - self._ready_since
 
-    async def sessions(self) -> Rows | None:
-        """Ask for the rows of the status file; None when there is no answer in time."""
-        if self._rows is None or self._rows.done():
-            self._rows = asyncio.get_running_loop().create_future()
-            self.tell("sessions")
+    async def ask(self, do: str, within: float = ANSWER_WITHIN, **more: object) -> object:
+        """Ask one of the questions in `proxy/questions.py`; None when there is no answer in time."""
+        number = next(self._numbers)
+        answer = self._questions[number] = asyncio.get_running_loop().create_future()
+        self.tell(do, question=number, **more)
         try:
-            return await asyncio.wait_for(asyncio.shield(self._rows), _ANSWER_WITHIN)
+            return await asyncio.wait_for(answer, within)
         except TimeoutError:
             return None
+        finally:
+            del self._questions[number]
+
+    async def sessions(self) -> Rows | None:
+        """Ask for the rows of the status file; None when there is no answer in time."""
+        return rows(await self.ask("sessions"))
 
     async def attend(self) -> None:
         """Converse with the process until it has ended, and see to it that it has."""
@@ -122,12 +137,10 @@ class Worker:
                 self._on_ready()
             case "failed":
                 self.why = _UNPRINTABLE.sub("?", str(message["why"])[:_LONGEST_REASON])
-            case "sessions":
-                rows = message["rows"]
-                if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-                    raise TypeError
-                if self._rows and not self._rows.done():
-                    self._rows.set_result(rows)
+            case "answer":
+                answer = self._questions.get(message["to"])
+                if answer and not answer.done():
+                    answer.set_result(message["found"])
             case _:
                 raise ValueError
 

@@ -100,7 +100,7 @@ class Inside:
     def rows(self) -> list[list[object]]:
         """Give the rows of the status file."""
         self.tell("sessions")
-        rows: list[list[object]] = json.loads(self._answers.readline())["rows"]
+        rows: list[list[object]] = json.loads(self._answers.readline())["found"]
         return rows
 
     def connect(self, source: str = "127.0.0.1") -> Talk:
