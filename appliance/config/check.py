@@ -65,6 +65,8 @@ def warnings(config: Config) -> Iterator[tuple[str, str]]:
             ", or set antivirus_transfer to fd" if config.antivirus_type == "clamd" else ""
         )
         yield "chroot_path", f"the virus scanner is told paths as they are in there; {how}"
+    if config.mode.startswith("remote") and not config.remote_routers:
+        yield "remote_routers", "not set, so whoever reaches the gateway is asked where its mail shall go"
     if "direct" in config.auth_skip and len(config.auth_skip) > 1:
         yield "auth_skip", "direct stops all inspection, so the other words change nothing"
     yield from _idle_quotas(config)

@@ -35,6 +35,12 @@ class GatewayOptions:
         "The DNS servers to ask, in this order; those of /etc/resolv.conf when unset.",
         example="127.0.0.1",
     )
+    remote_routers = Option(
+        List(Net(), 1024),
+        (),
+        "The routers that remote lookups may ask, and so connections may come from; any when unset.",
+        example="192.0.2.1,192.0.2.2,2001:db8::1",
+    )
     control_socket = Option(
         Maybe(File()),
         Path("/run/smtp-gated/control"),

@@ -49,7 +49,6 @@ class MessageOptions:
         Message(),
         "the address of your mail server was not understood; please try again later",
         "The answer of a remote lookup has no usable address.",
-        pending=True,
     )
     msg_cannot_connect = Option(
         Message(),
@@ -77,16 +76,15 @@ class MessageOptions:
         "The destination of a connection cannot be found; the cause follows.",
     )
     msg_lookup_notfound = Option(
-        Message(), "the router does not know this connection", "A remote lookup found nothing.", pending=True
+        Message(), "the router does not know this connection", "A remote lookup found nothing."
     )
     msg_lookup_timeout = Option(
-        Message(), "the router did not answer in time", "A remote lookup got no answer.", pending=True
+        Message(), "the router did not answer in time", "A remote lookup got no answer."
     )
     msg_lookup_mismatch = Option(
         Message(),
         "the router's answer was not understood",
         "A remote lookup got an answer of another version or kind.",
-        pending=True,
     )
     msg_lookup_nomem = Option(
         Message(), "not enough memory to find your mail server", "There was no memory for a lookup."

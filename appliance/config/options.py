@@ -127,11 +127,11 @@ class ModeOptions:
     )
     fixed_server = Option(Maybe(IP()), None, "The mail server of the fixed modes.", example="192.0.2.25")
     fixed_server_port = Option(Port(), 25, "The port of that mail server.")
-    remote_port = Option(Port(), 114, "The port at which the client's router answers lookups.", pending=True)
-    remote_udp_retries = Option(Int(0), 3, "How many times a lookup over UDP is sent.", pending=True)
-    remote_udp_secret = Option(
-        UInt(0, 2**32 - 1), 0, "The secret that a lookup over UDP carries.", pending=True
+    remote_port = Option(Port(), 114, "The port at which the client's router answers lookups.")
+    remote_udp_retries = Option(
+        Int(0), 3, "How many times a lookup over UDP is sent before it is given up; 0 is once."
     )
+    remote_udp_secret = Option(UInt(0, 2**32 - 1), 0, "The secret that a lookup over UDP carries.")
 
 
 class StatusOptions:
@@ -195,7 +195,7 @@ class TimeoutOptions:
     timeout_direct = Option(
         UInt(), 300, "The longest silence in a session that is relayed without inspection."
     )
-    timeout_lookup = Option(UInt(), 10, "The wait for each answer of a remote lookup.", pending=True)
+    timeout_lookup = Option(UInt(), 10, "The wait for each answer of a remote lookup.")
     timeout_scanner = Option(UInt(), 30, "The wait for the virus scanner.")
     timeout_spam = Option(UInt(), 30, "The wait for the spam scanner.")
     timeout_dnsbl = Option(UInt(1, 300), 5, "The wait for the lists of dnsbl and dnswl.")

@@ -73,11 +73,11 @@ def refusal_of_ident(visit: Visit) -> str | None:
 
 async def route(visit: Visit, accepted: socket.socket) -> Route:
     """Find where a client meant to go. Raises Unreachable."""
-    service, config = visit.service, visit.service.config
+    service, config, cause = visit.service, visit.service.config, ""
     try:
         return await service.lookup.find(accepted, visit.client, visit.local)
     except LookupFailure as failure:
-        why = str(failure)
+        why, cause = str(failure), failure.cause
     except OSError as error:
         why = config.msg_lookup_nomem if error.errno in _NO_MEMORY else error.strerror or str(error)
     except Exception as error:  # a defect, perhaps of another package's mode
@@ -85,7 +85,7 @@ async def route(visit: Visit, accepted: socket.socket) -> Route:
         asyncio.get_running_loop().call_exception_handler(told)
         why = config.msg_lookup_unknown
     service.board.add(Counter.REJECT_OTHER)
-    service.log.err("LOOKUP:FAILED", **visit.who(), why=why)
+    service.log.err("LOOKUP:FAILED", **visit.who(), why=cause or why)
     raise Unreachable(f"{config.msg_lookup_failed} ({why})")
 
 

@@ -15,7 +15,6 @@ with Path(__file__).with_name("options.tsv").open() as facts:
     FACTS = list(csv.DictReader(facts, delimiter="\t"))
 
 PENDING = {
-    *("timeout_lookup",),
     *(
         "control_socket",
         "metrics_listen",
@@ -30,13 +29,7 @@ PENDING = {
         "fwmark",
         "route_table",
     ),
-    *(
-        "msg_malformed_ip",
-        "msg_lookup_notfound",
-    ),
-    *("msg_lookup_timeout", "msg_lookup_mismatch"),
 }
-PENDING_FAMILIES = ("remote_",)
 OBSOLETE = {"scanner_path", "dspam_storage", "pid_hash_size", "host_hash_size", "msg_unknown_scanner"}
 
 
@@ -64,7 +57,7 @@ def test_option(fact: dict[str, str]) -> None:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_what_is_without_effect_is_marked(name: str) -> None:
     option = OPTIONS[name]
-    assert option.pending == (name in PENDING or name.startswith(PENDING_FAMILIES))
+    assert option.pending == (name in PENDING)
     assert option.obsolete == (name in OBSOLETE)
 
 

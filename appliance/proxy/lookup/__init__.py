@@ -20,6 +20,8 @@ _BUILT_IN = {
     "fixed+xclient": "fixed:Fixed",
     "getsockname": "getsockname:Getsockname",
     "netfilter": "netfilter:Netfilter",
+    "remote": "remote:Remote",
+    "remote-udp": "remote_udp:RemoteUdp",
     "tproxy": "tproxy:Tproxy",
     "tproxy,netfilter": "tproxy:TproxyOrNetfilter",
 }
@@ -49,7 +51,11 @@ class Route:
 
 
 class LookupFailure(Exception):
-    """The destination cannot be found; the text says why."""
+    """The destination cannot be found. The text tells the client why; `cause` tells the log more, if set."""
+
+    def __init__(self, text: str, cause: str = "") -> None:
+        super().__init__(text)
+        self.cause = cause
 
 
 class Lookup(ABC):
