@@ -17,10 +17,12 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+
+from appliance.config.network import Network
 
 _NOT_IN_ADDRESS = re.compile(r"[^0-9A-Fa-f.:]")
 _NOT_IN_IDENT = re.compile(r"[^A-Za-z0-9=+:-]")
@@ -77,11 +79,18 @@ class LockDirectory:
 
     Each is made with exactly the permissions `perm` and lasts `duration` seconds (0: no locking, -1:
     forever). `uid` is the gateway's user. `expired` is called with the path of each lock that has just been
-    removed because its time was over.
+    removed because its time was over. Clients in the networks `trusted` are never locked, whatever files
+    they have.
     """
 
     def __init__(
-        self, path: Path, perm: int, duration: int, uid: int, expired: Callable[[Path], None]
+        self,
+        path: Path,
+        perm: int,
+        duration: int,
+        uid: int,
+        expired: Callable[[Path], None],
+        trusted: Sequence[Network] = (),
     ) -> None:
         self._path = path
         self._prefix = f"{path}/"
@@ -89,6 +98,7 @@ class LockDirectory:
         self._duration = duration
         self._uid = uid
         self._expired = expired
+        self._trusted = trusted
         self._serial = itertools.count()
 
     def find(self, ip: str, ident: str = "") -> Lock | None:
@@ -108,7 +118,17 @@ class LockDirectory:
             found = os.lstat(path)
         except OSError:
             return None
-        return self._dated(Path(path), found)
+        return None if self._is_trusted(name) else self._dated(Path(path), found)
+
+    def _is_trusted(self, name: str) -> bool:
+        """Tell whether this is the name of a trusted client's lock."""
+        if not self._trusted:
+            return False
+        try:
+            address = ip_address(name.partition("-")[0])
+        except ValueError:
+            return False
+        return any(address in network for network in self._trusted)
 
     def all(self) -> Iterator[Lock]:
         """Return every lock, be its time over or not. Raises OSError."""
@@ -187,11 +207,11 @@ class LockDirectory:
     def create(self, ip: str, ident: str, cause: str, duration: int | None = None) -> Path | None:
         """Lock a client, with `cause` as the file's first line, and return the file.
 
-        `duration` is one of its own, in seconds or FOREVER. None if it is locked already, is exempt, or
-        locking is off. Raises OSError when the file cannot be made. The file appears under its name with its
-        cause and permissions, never half made.
+        `duration` is one of its own, in seconds or FOREVER. None if it is locked already, is exempt or
+        trusted, or locking is off. Raises OSError when the file cannot be made. The file appears under its
+        name with its cause and permissions, never half made.
         """
-        if self._duration == 0 or self.find(ip, ident):
+        if self._duration == 0 or self.find(ip, ident) or self._is_trusted(lock_name(ip, ident)):
             return None
         path = self._path / lock_name(ip, ident)
         making = self._private_name(path.name)

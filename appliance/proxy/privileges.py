@@ -58,8 +58,10 @@ def identity(user: str, group: str) -> Identity:
     return Identity(uid, gid, name)
 
 
-def drop(user: str, group: str, keep_net_raw: bool, root: Path | None = None) -> None:
+def drop(user: str, group: str, keep_net_raw: bool, root: Path | None = None, *, more: int = 0) -> None:
     """Become `user` and `group` for good, with no capability, or with CAP_NET_RAW alone, shut up in `root`.
+
+    `more` are the bits of other capabilities to keep, for a process that never hears a client.
 
     Both may be names or numbers; empty ones stay as they are, and even root is left without capabilities.
     Programs started later inherit nothing. Raises PrivilegeError when anything is left over.
@@ -70,8 +72,8 @@ def drop(user: str, group: str, keep_net_raw: bool, root: Path | None = None) ->
         )
     target = identity(user, group)
     groups = os.getgrouplist(target.name, target.gid) if target.name else []  # read before /etc is gone
-    keep = 1 << process.CAP_NET_RAW if keep_net_raw else 0
-    if keep & ~process.capabilities()[1]:
+    keep = more | (1 << process.CAP_NET_RAW if keep_net_raw else 0)
+    if keep_net_raw and not process.capabilities()[1] >> process.CAP_NET_RAW & 1:
         raise PrivilegeError("CAP_NET_RAW is missing, which tproxy modes need; start as root or grant it")
     dies_with_parent = process.death_signal()
     try:

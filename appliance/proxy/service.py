@@ -56,7 +56,12 @@ class Service:
         )
         self.spool_named = any(scanner.needs_path for scanner in (self.virus, self.spam) if scanner)
         self.locks = LockDirectory(
-            config.lock_path, config.lock_perm, config.lock_duration, os.geteuid(), self._expired
+            config.lock_path,
+            config.lock_perm,
+            config.lock_duration,
+            os.geteuid(),
+            self._expired,
+            config.trusted_clients,
         )
         self.scripts = scripts or ActionScripts(log)
         self.script_limits = action.limits(

@@ -26,7 +26,7 @@ _GONE_WITHIN = 5.0  # seconds between the end of the conversation and the end of
 _LONGEST_LINE = 16 << 20  # bytes; a session's row has some 150
 _LONGEST_REASON = 512
 _UNPRINTABLE = re.compile(r"[^ -~]")
-_NOT_FOR_WORKERS = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}
+NOT_FOR_CHILDREN = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}
 
 Rows = Sequence[Sequence[object]]
 
@@ -71,7 +71,7 @@ class Worker:
                 pass_fds=descriptors,
                 start_new_session=True,  # ^C in the terminal is for the supervisor
                 preexec_fn=process.die_with_parent,  # safe: this process has no threads
-                env={name: text for name, text in os.environ.items() if name not in _NOT_FOR_WORKERS},
+                env={name: text for name, text in os.environ.items() if name not in NOT_FOR_CHILDREN},
             )
         self.pid = self._process.pid
 

@@ -1,0 +1,85 @@
+"""The lock mirror as the supervisor sees it: started, told of reloads, started again when it ends.
+
+`mirror.py` is what runs in that process. It is one of its own because a look at 50,000 locks takes seconds,
+in which the supervisor would neither hear signals nor start workers, and because it reads what a client may
+have chosen: its rights are those of the gateway's user and to change the kernel's rules, no more.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+
+from appliance import process
+from appliance.config import Config
+from appliance.log import Log
+from appliance.supervisor.worker import NOT_FOR_CHILDREN
+
+MODES = ("tproxy", "netfilter", "tproxy,netfilter")
+"""The modes whose clients the kernel's rules of this machine bring here."""
+_PAUSE = 5.0  # seconds before another start
+
+
+class Mirroring:
+    """A mirror of the locks under `config`, for as long as `run` runs, where there can be one."""
+
+    def __init__(self, config: Config, log: Log, *, stderr: bool) -> None:
+        self._order = self._written(config, stderr)
+        self._stderr = stderr
+        self._log = log
+        self._wanted = config.mode in MODES
+        self._writer: asyncio.StreamWriter | None = None
+
+    @staticmethod
+    def _written(config: Config, stderr: bool) -> bytes:
+        return json.dumps({"config": config.text(), "stderr": stderr}).encode() + b"\n"
+
+    def reload(self, config: Config) -> None:
+        """Give it another configuration."""
+        self._order = self._written(config, self._stderr)
+        if self._writer and not self._writer.is_closing():
+            self._writer.write(self._order)
+
+    async def run(self) -> None:
+        """Keep a mirror running until this is cancelled, or one ends of its own will: it has told why."""
+        if not self._wanted:
+            return
+        if not process.capabilities()[0] >> process.CAP_NET_ADMIN & 1:
+            why = "CAP_NET_ADMIN is missing, so that only the gateway turns locked clients away"
+            self._log.warning("LOCK:KERNEL", why=why)
+            return
+        while status := await self._live():
+            self._log.crit("LOCK:KERNEL", why=f"the mirror ended with status {status}")
+            await asyncio.sleep(_PAUSE)
+
+    async def _live(self) -> int:
+        """See one mirror through its life; give its exit status."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            mirror = _start(theirs.fileno())
+        try:
+            reader, self._writer = await asyncio.open_connection(sock=ours)
+            self._writer.write(self._order)
+            with contextlib.suppress(ConnectionError):
+                await reader.read()  # it says nothing: this is its end
+        finally:
+            if self._writer:
+                self._writer.close()
+                self._writer = None
+            mirror.kill()
+            status = mirror.wait()
+        return status
+
+
+def _start(control: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "appliance.supervisor.mirror", "--control", str(control)],
+        stdin=subprocess.DEVNULL,
+        pass_fds=[control],
+        start_new_session=True,  # ^C in the terminal is for the supervisor
+        preexec_fn=process.die_with_parent,  # safe: this process has no threads
+        env={name: text for name, text in os.environ.items() if name not in NOT_FOR_CHILDREN},
+    )
