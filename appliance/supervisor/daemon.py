@@ -22,6 +22,7 @@ from appliance.supervisor.background import run_in_background
 from appliance.supervisor.errors import StartError
 from appliance.supervisor.features import modes, version
 from appliance.supervisor.listeners import open_listeners
+from appliance.supervisor.mirroring import Mirroring
 from appliance.supervisor.notify import notify, watchdog_interval
 from appliance.supervisor.pidfile import PidFile
 from appliance.supervisor.workers import Workers
@@ -113,6 +114,7 @@ class Supervisor:
         self._listeners = open_listeners(config, count)
         self._board = Scoreboard.create(count)
         self._workers = Workers(config, self._listeners, self._board, log, stderr=stderr)
+        self._mirroring = Mirroring(config, log, stderr=stderr)
         self._started = self._restarted = time.time()
         self._ending = False
         self._status_wanted = asyncio.Event()
@@ -125,7 +127,10 @@ class Supervisor:
             self._log.notice("START", version=version(), workers=len(self._listeners), mode=self._config.mode)
             ready()
             notify("READY=1")
-        chores = [asyncio.create_task(chore()) for chore in (self._write_statuses, self._watchdog)]
+        chores = [
+            asyncio.create_task(chore())
+            for chore in (self._write_statuses, self._watchdog, self._mirroring.run)
+        ]
         await self._workers.ended()
         for chore in chores:
             chore.cancel()
@@ -175,6 +180,7 @@ class Supervisor:
         for listener in self._listeners:
             listener.listen(effective.connect_queue)
         self._workers.reload(effective)
+        self._mirroring.reload(effective)
         self._restarted = time.time()
         for line in (*effective.warnings, *checks.warnings(effective)):
             self._log.warning(line)
