@@ -1,8 +1,8 @@
 # setup installs what is missing; every other goal calls it first. Run as root on Debian.
 PYTHON := .venv/bin/python
-APT := iproute2 nftables python3-venv
+APT := debootstrap iproute2 nftables python3-venv
 
-.PHONY: setup check test demo bench docs clean
+.PHONY: setup check test test-deploy demo bench docs clean
 
 setup: .venv/.ready
 
@@ -17,11 +17,15 @@ check: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/pytest -q -m 'not lab' -n 4
+	.venv/bin/pytest -q -m 'not lab and not deploy' -n 4
 
 test: check
 	.venv/bin/pytest -q -m lab
 	$(PYTHON) -m tests.options
+	$(MAKE) test-deploy
+
+test-deploy: setup
+	.venv/bin/pytest -q -m deploy tests/deploy
 
 docs: setup
 	$(PYTHON) -m appliance.supervisor.manual

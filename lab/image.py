@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -29,6 +30,11 @@ PACKAGES = {
     "tools": "clamav-daemon haproxy msmtp openssl spamassassin spamd swaks"
     " libio-socket-inet6-perl libio-socket-ssl-perl libnet-ssleay-perl",
 }
+# What the tests of deployment need besides: the machine's container, and an administrator's workplace.
+WORKPLACE = {
+    "workplace": "ansible-core ansible-lint debhelper dpkg-dev fakeroot lintian openssh-client"
+    " systemd-container",
+}
 MERGED = ("bin", "sbin", "lib", "lib64")  # links into usr/ on every Debian since 12
 
 
@@ -36,15 +42,15 @@ class ImageError(Exception):
     """An image cannot be built; the text says what failed and what to do."""
 
 
-def require() -> list[Path]:
-    """Give the directories of all images, topmost layer first; build what is missing, saying so."""
+def require(wanted: Mapping[str, str] = PACKAGES) -> list[Path]:
+    """Give the directories of these images, topmost layer first; build what is missing, saying so."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     with (DIRECTORY / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, then finds the images built
-        for name, packages in PACKAGES.items():
+        for name, packages in wanted.items():
             if not _is_built(name, packages):
                 _build(name, packages)
-    return [DIRECTORY / name for name in PACKAGES]
+    return [DIRECTORY / name for name in wanted]
 
 
 def _is_built(name: str, packages: str) -> bool:
