@@ -15,6 +15,7 @@ import pytest
 from appliance.config import OPTIONS
 
 TABLE = Path(__file__).parents[1] / "docs" / "options.md"
+TESTS = (TABLE.parents[1] / "tests", TABLE.parents[1] / "bsd" / "tests")
 
 _HEAD = """# Options
 
@@ -65,7 +66,7 @@ def proofs() -> dict[str, list[str]]:
         "no:xdist",
     ]
     with Path("/dev/null").open("w") as nowhere, contextlib.redirect_stdout(nowhere):  # the list of tests
-        code = pytest.main([*quiet, str(TABLE.parents[1] / "tests")], plugins=[collector])
+        code = pytest.main([*quiet, *map(str, TESTS)], plugins=[collector])
     if code:
         raise SystemExit(f"the tests could not be collected ({code!r}); pytest --collect-only tells why")
     return collector.proofs

@@ -2,17 +2,16 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from appliance.config import OPTIONS
 from tests.conftest import FILES, PROOFS
-from tests.options import TABLE, table
+from tests.options import TABLE, TESTS, table
 
 
 def test_the_table_of_proofs_is_in_step(pytestconfig: pytest.Config) -> None:
-    files = {path.name for path in Path(__file__).parent.rglob("test_*.py")}
+    files = {path.name for tests in TESTS for path in tests.rglob("test_*.py")}
     if pytestconfig.stash[FILES] == files:
         proven = pytestconfig.stash[PROOFS]
         made = table(proven)
