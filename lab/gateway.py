@@ -25,7 +25,8 @@ USER, GROUP = "nobody", "nogroup"
 class Gateway:
     """A gateway in the foreground on `host`. `options` win over the lab's; None leaves one out of the file.
 
-    `spool`, `locks` and `state` are its directories and status file, seen from outside too.
+    `spool`, `locks`, `state` and `control` are its directories, status file and control socket, seen from
+    outside too.
     """
 
     def __init__(self, host: Host, options: Options | None = None):
@@ -35,6 +36,7 @@ class Gateway:
         self.file = self.directory / "smtp-gated.conf"
         self.spool, self.locks = (self.directory / name for name in ("msg", "lock"))
         self.state = self.directory / "state"
+        self.control = self.directory / "control"
         account = pwd.getpwnam(USER)
         os.chown(self.directory, account.pw_uid, account.pw_gid)
         for directory in (self.spool, self.locks):
@@ -48,6 +50,7 @@ class Gateway:
             "workers": 2,
             "pidfile": str(self.directory / "pid"),
             "statefile": str(self.state),
+            "control_socket": str(self.control),
             "set_user": USER,
             "set_group": GROUP,
             "spool_path": str(self.spool),

@@ -65,6 +65,10 @@ class Scoreboard:
         """Sum of a counter over all workers."""
         return sum(self._cells[counter :: len(Counter)])
 
+    def of(self, row: int, counter: Counter) -> int:
+        """A worker's own count."""
+        return self._cells[row * len(Counter) + counter]
+
     def opened(self) -> int:
         """Count a session in; return how many all workers have now."""
         self.add(Counter.SESSIONS)

@@ -19,12 +19,13 @@ from appliance.log import Log
 from appliance.proxy.scoreboard import Scoreboard
 from appliance.supervisor import checks, status
 from appliance.supervisor.background import run_in_background
+from appliance.supervisor.control import ControlSocket
 from appliance.supervisor.errors import StartError
 from appliance.supervisor.features import modes, version
 from appliance.supervisor.listeners import open_listeners
-from appliance.supervisor.mirroring import Mirroring
 from appliance.supervisor.notify import notify, watchdog_interval
 from appliance.supervisor.pidfile import PidFile
+from appliance.supervisor.requests import Requests
 from appliance.supervisor.workers import Workers
 
 
@@ -107,89 +108,95 @@ class Supervisor:
     """A gateway from its start to its end. Raises StartError when it cannot listen."""
 
     def __init__(self, path: Path, config: Config, log: Log, *, stderr: bool) -> None:
-        self._path = path
-        self._config = config
+        self.path = path
+        self.config = config
         self._log = log
         count = config.workers or len(os.sched_getaffinity(0))
         self._listeners = open_listeners(config, count)
-        self._board = Scoreboard.create(count)
-        self._workers = Workers(config, self._listeners, self._board, log, stderr=stderr)
-        self._mirroring = Mirroring(config, log, stderr=stderr)
-        self._started = self._restarted = time.time()
-        self._ending = False
+        self.board = Scoreboard.create(count)
+        self.workers = Workers(config, self._listeners, self.board, log, stderr=stderr)
+        self.started = self.restarted = time.time()
+        self.ending = False
         self._status_wanted = asyncio.Event()
+        self._control: ControlSocket | None = None
+        if config.control_socket:
+            self._control = ControlSocket(config.control_socket, Requests(self, log).answer, log)
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serve; `ready` is called when every worker does. Returns when all have ended. Raises StartError."""
         self._handle_signals()
-        await self._workers.start()
-        if not self._ending:
-            self._log.notice("START", version=version(), workers=len(self._listeners), mode=self._config.mode)
+        await self.workers.start()
+        if not self.ending:
+            self._log.notice("START", version=version(), workers=len(self._listeners), mode=self.config.mode)
+            if self._control:
+                await self._control.open()
             ready()
             notify("READY=1")
-        chores = [
-            asyncio.create_task(chore())
-            for chore in (self._write_statuses, self._watchdog, self._mirroring.run)
-        ]
-        await self._workers.ended()
+        chores = [asyncio.create_task(chore()) for chore in (self._write_statuses, self._watchdog)]
+        await self.workers.ended()
         for chore in chores:
             chore.cancel()
+        if self._control:
+            self._control.close()
         self._log.notice("STOP")
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
-            loop.add_signal_handler(number, self._end)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+            loop.add_signal_handler(number, self.end)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
         loop.add_signal_handler(signal.SIGUSR1, self._status_wanted.set)
 
-    def _end(self) -> None:
-        if self._ending:
+    def end(self) -> None:
+        """Accept no more and end with the last session; told twice, end all sessions at once."""
+        if self.ending:
             self._log.notice("STOP: all sessions are ended")
-            self._workers.stop()
+            self.workers.stop()
             return
-        self._ending = True
+        self.ending = True
         self._log.notice("STOP: no more connections are accepted, waiting for the sessions to end")
         notify("STOPPING=1")
-        self._workers.drain()
+        self.workers.drain()
         for listener in self._listeners:
             listener.close()
 
-    def _reload(self) -> None:
-        if self._ending:
-            return
+    def reload(self) -> tuple[list[str], list[str]]:
+        """Read the configuration file again; give problems, for which nothing changes, and warnings."""
+        if self.ending:
+            return ["the gateway is ending"], []
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            self._take_over(load(self._path, modes=modes()))
+            problems, warnings = self._take_over(load(self.path, modes=modes()))
         except ConfigError as error:
-            for problem in error.problems:
-                self._log.err(f"RELOAD:REFUSED {problem}")
+            problems, warnings = [str(problem) for problem in error.problems], []
+        for line in problems:
+            self._log.err(f"RELOAD:REFUSED {line}")
+        for line in warnings:
+            self._log.warning(line)
+        if not problems:
+            self._log.notice("RELOAD:DONE")
         notify("READY=1")
+        return problems, warnings
 
-    def _take_over(self, fresh: Config) -> None:
+    def _take_over(self, fresh: Config) -> tuple[list[str], list[str]]:
         """Let a new configuration take effect, except for what only a restart can change."""
         late = [name for name, option in OPTIONS.items() if option.restart and self._differs(fresh, name)]
-        values = {name: getattr(self._config if name in late else fresh, name) for name in OPTIONS}
+        values = {name: getattr(self.config if name in late else fresh, name) for name in OPTIONS}
         effective = Config(values, fresh.warnings)
-        obstacles = checks.obstacles(effective)
-        if obstacles:
-            for line in obstacles:
-                self._log.err(f"RELOAD:REFUSED {line}")
-            return
-        self._config = effective
+        if obstacles := checks.obstacles(effective):
+            return obstacles, []
+        self.config = effective
         for listener in self._listeners:
             listener.listen(effective.connect_queue)
-        self._workers.reload(effective)
-        self._mirroring.reload(effective)
-        self._restarted = time.time()
-        for line in (*effective.warnings, *checks.warnings(effective)):
-            self._log.warning(line)
+        self.workers.reload(effective)
+        self.restarted = time.time()
+        warnings = [*effective.warnings, *checks.warnings(effective)]
         if late:
-            self._log.warning(f"RELOAD: a restart is needed before these take effect: {' '.join(late)}")
-        self._log.notice("RELOAD:DONE")
+            warnings.append(f"RELOAD: a restart is needed before these take effect: {' '.join(late)}")
+        return [], warnings
 
     def _differs(self, fresh: Config, name: str) -> bool:
-        return bool(getattr(fresh, name) != getattr(self._config, name))
+        return bool(getattr(fresh, name) != getattr(self.config, name))
 
     async def _write_statuses(self) -> None:
         while True:
@@ -198,21 +205,21 @@ class Supervisor:
             await self._write_status()
 
     async def _write_status(self) -> None:
-        forms = self._config.statefile_type
+        forms = self.config.statefile_type
         facts = status.Facts(
             version=version(),
-            started=self._started,
-            restarted=self._restarted,
-            sessions=await self._workers.sessions() if "slots" in forms else [],
+            started=self.started,
+            restarted=self.restarted,
+            sessions=await self.workers.sessions() if "slots" in forms else [],
             now=time.time(),
-            crashed=self._workers.crashed,
-            bugs=self._workers.bugs,
-            board=self._board,
+            crashed=self.workers.crashed,
+            bugs=self.workers.bugs,
+            board=self.board,
         )
         try:
-            status.write(self._config.statefile, self._config.statefile_perm, status.render(forms, facts))
+            status.write(self.config.statefile, self.config.statefile_perm, status.render(forms, facts))
         except OSError as error:
-            self._log.err("STATUS:FAILED", file=self._config.statefile, why=error.strerror)
+            self._log.err("STATUS:FAILED", file=self.config.statefile, why=error.strerror)
 
     async def _watchdog(self) -> None:
         interval = watchdog_interval()

@@ -16,7 +16,7 @@ from pathlib import Path
 from appliance.proxy.scoreboard import Counter, Scoreboard
 from appliance.supervisor.worker import Rows
 
-_COLUMNS = (
+COLUMNS = (
     "slot",
     "pid",
     "state",
@@ -147,18 +147,18 @@ def _flat(facts: Facts) -> Iterator[str]:
 
 
 def _slots(facts: Facts) -> Iterator[str]:
-    yield " ".join(_COLUMNS)
+    yield " ".join(COLUMNS)
     workers = len(facts.sessions)
     for index, (pid, rows) in enumerate(facts.sessions):
         if rows is None:
-            yield " ".join(["-", str(pid), "unanswered", *["-"] * (len(_COLUMNS) - 3)])
+            yield " ".join(["-", str(pid), "unanswered", *["-"] * (len(COLUMNS) - 3)])
             continue
         for row in rows[:_MOST_ROWS]:
             slot, *rest = row or ("-",)
             # Workers number their slots alone; together they must still be different.
             number = slot * workers + index if isinstance(slot, int) else slot
-            values = [number, pid, *rest][: len(_COLUMNS)]
-            yield " ".join([*map(_value, values), *["-"] * (len(_COLUMNS) - len(values))])
+            values = [number, pid, *rest][: len(COLUMNS)]
+            yield " ".join([*map(_value, values), *["-"] * (len(COLUMNS) - len(values))])
 
 
 def _value(value: object) -> str:

@@ -10,7 +10,8 @@ import socket
 import subprocess
 from collections.abc import Sequence
 
-from appliance.config import Config
+from appliance.bpf.steering import worker_of
+from appliance.config import Address, Config
 from appliance.log import Log
 from appliance.proxy.scoreboard import Scoreboard
 from appliance.supervisor.errors import StartError
@@ -85,9 +86,17 @@ class Workers:
 
     async def sessions(self) -> list[tuple[int, Rows | None]]:
         """Process number of each worker and its sessions' rows, None from one that does not answer."""
-        workers = [worker for _, worker in sorted(self._current.items())]
+        workers = [worker for _, worker in self.all()]
         rows = await asyncio.gather(*(worker.sessions() for worker in workers))
         return [(worker.pid, found) for worker, found in zip(workers, rows, strict=True)]
+
+    def all(self) -> list[tuple[int, Worker]]:
+        """Give the workers that live, each with its index."""
+        return sorted(self._current.items())
+
+    def owner(self, client: Address) -> Worker | None:
+        """Give the worker that a client belongs to, if it lives."""
+        return self._current.get(worker_of(client, len(self._listeners)))
 
     async def _keep(self, index: int, listener: socket.socket, started: asyncio.Future[str]) -> None:
         """Keep a worker on a listener; `started` gets "", or the reason why the very first does not serve."""

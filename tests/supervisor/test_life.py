@@ -70,6 +70,7 @@ class Gateway:
             "log_level": "debug",
             "pidfile": f"{home}/run/pid",
             "statefile": f"{home}/run/state",
+            "control_socket": f"{home}/run/control",
             "spool_path": f"{home}/msg",
             "lock_path": f"{home}/lock",
         }

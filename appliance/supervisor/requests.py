@@ -1,0 +1,175 @@
+"""What the supervisor answers to requests on the control socket.
+
+`control.py` calls `answer` for each; appliance-ctl asks. Facts come from the supervisor itself and, for
+sessions, clients and scanners, from the workers, whose answers are handed on as they are: text in them was
+chosen by clients, and whoever prints it has to make it harmless. A worker that does not answer is named.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Protocol
+
+from appliance.config import Config
+from appliance.log import Log
+from appliance.proxy.scoreboard import Counter, Scoreboard
+from appliance.supervisor.control import Refused, Request
+from appliance.supervisor.features import version
+from appliance.supervisor.status import COLUMNS
+from appliance.supervisor.worker import rows
+from appliance.supervisor.workers import Workers
+
+TALLIES = ("connections", "mails", "refusals", "destinations")
+_MOST_SESSIONS = 10_000  # rows of an answer
+_MOST_CLIENTS = 1000
+_SCANNERS_WITHIN = 7.0  # seconds; a worker waits five for them
+_RELOADED_WITHIN = 20.0
+
+Answer = Mapping[str, object]
+
+
+class Gateway(Protocol):
+    """What is asked of the supervisor."""
+
+    path: Path
+    config: Config
+    workers: Workers
+    board: Scoreboard
+    started: float
+    restarted: float
+    ending: bool
+
+    def reload(self) -> tuple[list[str], list[str]]:
+        """Read the file again; give problems and warnings."""
+
+    def end(self) -> None:
+        """Accept no more connections, and end with the last session."""
+
+
+class Requests:
+    """Answers for `gateway`."""
+
+    def __init__(self, gateway: Gateway, log: Log) -> None:
+        self._gateway = gateway
+        self._log = log
+        self._known: dict[str, Callable[[Request], Awaitable[Answer]]] = {
+            "status": self._status,
+            "sessions": self._sessions,
+            "clients": self._clients,
+            "client": self._client,
+            "scanners": self.scanners,
+            "config": self._config,
+            "reload": self._reload,
+            "drain": self._drain,
+        }
+
+    async def answer(self, request: Request) -> Answer:
+        """Answer a request. Raises Refused."""
+        known = self._known.get(str(request["do"]))
+        if known is None:
+            raise Refused(f"known requests are {' '.join(self._known)}", "usage")
+        return await known(request)
+
+    async def _status(self, _: Request) -> Answer:
+        gateway = self._gateway
+        board, config = gateway.board, gateway.config
+        return {
+            "version": version(),
+            "pid": os.getpid(),
+            "file": str(gateway.path),
+            "mode": config.mode,
+            "listening": f"{config.bind_address} port {config.port}",
+            "started": gateway.started,
+            "reloaded": gateway.restarted,
+            "now": time.time(),
+            "ending": gateway.ending,
+            "crashed": gateway.workers.crashed,
+            "most_sessions": board.peak(),
+            "counters": {
+                counter.name.lower(): board.total(counter)
+                for counter in Counter
+                if counter is not Counter.MAX_SESSIONS
+            },
+            "workers": [
+                {
+                    "index": index,
+                    "pid": worker.pid,
+                    "serving": worker.served(),
+                    "sessions": board.of(index, Counter.SESSIONS),
+                }
+                for index, worker in gateway.workers.all()
+            ],
+            **await self.scanners({}),
+        }
+
+    async def _sessions(self, _: Request) -> Answer:
+        found: list[list[object]] = []
+        silent = []
+        for pid, answer in await self._gateway.workers.sessions():
+            if answer is None:
+                silent.append(pid)
+            else:
+                found += [[pid, *row] for row in answer]
+        return {
+            "columns": [COLUMNS[1], COLUMNS[0], *COLUMNS[2:]],
+            "rows": found[:_MOST_SESSIONS],
+            "total": len(found),
+            "silent": silent,
+        }
+
+    async def _clients(self, request: Request) -> Answer:
+        by, most = request.get("by", TALLIES[0]), request.get("most", 20)
+        if by not in TALLIES or not isinstance(most, int) or not 0 < most <= _MOST_CLIENTS:
+            raise Refused(f"by is one of {' '.join(TALLIES)}, most at most {_MOST_CLIENTS}", "usage")
+        workers = [worker for _, worker in self._gateway.workers.all()]
+        answers = await asyncio.gather(
+            *(worker.ask("clients", by=TALLIES.index(by), most=most) for worker in workers)
+        )
+        found: list[Sequence[object]] = []
+        silent = []
+        for worker, answer in zip(workers, answers, strict=True):
+            told = rows(answer)
+            if told is None:
+                silent.append(worker.pid)
+            else:
+                found += told
+        return {"columns": ["client", "open", *TALLIES], "rows": found, "silent": silent}
+
+    async def _client(self, request: Request) -> Answer:
+        try:
+            address = ip_address(str(request.get("address")))
+        except ValueError:
+            raise Refused("address is an IPv4 or IPv6 address", "usage") from None
+        worker = self._gateway.workers.owner(address)
+        known = await worker.ask("client", address=str(address)) if worker else None
+        if not isinstance(known, dict):
+            raise Refused("the worker that the client belongs to does not answer")
+        return known
+
+    async def scanners(self, _: Request) -> Answer:
+        """Any worker may tell, and has the rights to reach the scanners that count."""
+        workers = self._gateway.workers.all()
+        return {"scanners": rows(await workers[0][1].ask("scanners", _SCANNERS_WITHIN)) if workers else None}
+
+    async def _config(self, _: Request) -> Answer:
+        return {"file": str(self._gateway.path), "text": self._gateway.config.text()}
+
+    async def _reload(self, request: Request) -> Answer:
+        self._log.notice("CONTROL:RELOAD", uid=request["uid"], pid=request["pid"])
+        problems, warnings = self._gateway.reload()
+        silent = []
+        if not problems:  # a worker answers questions after what it was told before
+            workers = [worker for _, worker in self._gateway.workers.all()]
+            answers = await asyncio.gather(*(worker.ask("sessions", _RELOADED_WITHIN) for worker in workers))
+            silent = [worker.pid for worker, answer in zip(workers, answers, strict=True) if answer is None]
+        return {"problems": problems, "warnings": warnings, "silent": silent}
+
+    async def _drain(self, request: Request) -> Answer:
+        if self._gateway.ending:
+            raise Refused("it is draining already; smtp-gated -K ends its sessions, too")
+        self._log.notice("CONTROL:DRAIN", uid=request["uid"], pid=request["pid"])
+        self._gateway.end()
+        return {"sessions": self._gateway.board.total(Counter.SESSIONS)}
