@@ -96,3 +96,14 @@ class KernelOptions:
         UInt(1, 2**32 - 1), 1, "The mark of packets that are routed to the gateway.", pending=True
     )
     route_table = Option(UInt(1, 2**32 - 1), 100, "The routing table that brings them there.", pending=True)
+    xdp = Option(
+        Enum("auto", "native", "generic", "off"),
+        "auto",
+        "Where the gate drops locked clients: in the driver, in the stack, where it can (auto), or nowhere.",
+    )
+    fanout_limit = Option(
+        UInt(1, 3000),
+        100,
+        "How many mail servers a client may address in fanout_period before lock_on fanout locks it.",
+    )
+    fanout_period = Option(UInt(1, 604800), 3600, "The period of fanout_limit, in seconds.")

@@ -151,7 +151,7 @@ class LockOptions:
     """Locks: clients that are refused for a while."""
 
     lock_on = Option(
-        Flags(*EVENTS, nothing=("never", "none", "off"), aliases={"earlytalker": "earlytalk"}),
+        Flags(*EVENTS, "fanout", nothing=("never", "none", "off"), aliases={"earlytalker": "earlytalk"}),
         frozenset(EVENTS),
         "The events that lock a client out; spam is refused only if it stands here.",
         example="virus,spam",
