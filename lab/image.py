@@ -11,6 +11,7 @@ installed.
 
 import fcntl
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ PACKAGES = {
     "unbound": "unbound",
     "tools": "clamav-daemon haproxy msmtp openssl spamassassin spamd swaks"
     " libio-socket-inet6-perl libio-socket-ssl-perl libnet-ssleay-perl",
+    "headers": f"linux-headers-{'arm64' if platform.machine() == 'aarch64' else 'amd64'}",
 }
 # What the tests of deployment need besides: the machine's container, and an administrator's workplace.
 WORKPLACE = {
