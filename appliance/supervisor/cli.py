@@ -124,10 +124,11 @@ def _print_record(file: Path, client: str) -> int:
 
 
 def _print_config(file: Path, *, messages: bool) -> int:
-    config = configuration.load(file, modes=features.modes())
+    modes = features.modes()
+    config = configuration.load(file, modes=modes)
     for warning in config.warnings:
         _tell(f"warning: {warning}")
-    print(configuration.dump(config, messages=messages), end="")
+    print(configuration.dump(config, messages=messages, modes=modes), end="")
     return DONE
 
 

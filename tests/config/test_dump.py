@@ -50,6 +50,8 @@ def test_the_long_form_says_what_is_allowed() -> None:
         "fixed fixed+xclient remote remote-udp getsockname netfilter tproxy tproxy,netfilter ipfw ipfilter pf"
     )
     assert f"\n# mode [ one ]: {{ {modes} }}\nmode  " in text
+    here = dump(Config(), messages=True, modes=("pf", "fixed"))
+    assert "\n# mode [ one ]: { fixed pf }\nmode  " in here
 
 
 def test_what_is_without_effect_says_so_in_both_forms() -> None:

@@ -42,7 +42,7 @@ def test_a_value_of_an_option_that_is_not_there(file: Path) -> None:
 def test_printing_the_configuration(file: Path) -> None:
     config = parse(file.read_text())
     assert run("-t", file) == (0, dump(config, messages=False), "")
-    assert run("-T", file) == (0, dump(config, messages=True), "")
+    assert run("-T", file) == (0, dump(config, messages=True, modes=lookup.modes()), "")
 
 
 def test_warnings_do_not_spoil_the_output(file: Path) -> None:
