@@ -1,15 +1,18 @@
 """The listening sockets, one for each worker, made and held by the supervisor.
 
-Because the supervisor keeps them, connections wait in the kernel while a worker starts again. The kernel
-gives each client to one of them (see `appliance.bpf.steering`). Nothing here accepts a connection.
+Because the supervisor keeps them, connections wait in the kernel while a worker starts again; because systemd
+keeps them, too, while the supervisor does. The kernel gives each client to one of them (see
+`appliance.bpf.steering`). Nothing here accepts a connection.
 """
 
 import errno
+import os
 import socket
 
 from appliance.bpf import steering
 from appliance.config import Config
 from appliance.supervisor.errors import StartError
+from appliance.supervisor.notify import forget, keep, kept
 
 _IP_TRANSPARENT = 19
 _IPV6_TRANSPARENT = 75
@@ -24,15 +27,21 @@ _ADVICE = {
 
 
 def open_listeners(config: Config, count: int) -> list[socket.socket]:
-    """Listen `count` times at bind_address and port, for the worker of each index. Raises StartError."""
-    listeners: list[socket.socket] = []
+    """Listen `count` times at bind_address and port, for the worker of each index. Raises StartError.
+
+    Those of the process before this one go on, with the connections that wait there, when they are the same.
+    """
+    listeners = _kept(config, count)
     try:
-        # The kernel lets every socket of this user into a group: only a socket outside of one can tell that
-        # the port is taken.
-        _bound(config, grouped=False).close()
-        for _ in range(count):
-            listeners.append(_bound(config, grouped=True))
-            listeners[-1].listen(config.connect_queue)
+        if not listeners:
+            # The kernel lets every socket of this user into a group: only a socket outside of one can tell
+            # that the port is taken.
+            _bound(config, grouped=False).close()
+            for index in range(count):
+                listeners.append(_bound(config, grouped=True))
+                keep(_name(config, index, count), listeners[-1].fileno())
+        for listener in listeners:
+            listener.listen(config.connect_queue)
         if count > 1:
             steering.attach(listeners[0], count)
     except OSError as error:
@@ -43,6 +52,30 @@ def open_listeners(config: Config, count: int) -> list[socket.socket]:
             f"bind_address {config.bind_address}, port {config.port}: {error.strerror}; {advice}"
         ) from None
     return listeners
+
+
+def _name(config: Config, index: int, count: int) -> str:
+    """What systemd calls a listener; one of another name would serve another configuration."""
+    kind = "transparent" if config.mode.startswith("tproxy") else "plain"
+    address = str(config.bind_address).replace(":", "_")
+    return f"{kind}-{address}-{config.port}-worker-{index}-of-{count}"
+
+
+def _kept(config: Config, count: int) -> list[socket.socket]:
+    """Give all the listeners that systemd kept, by index, or close and forget what does not fit."""
+    found = kept()
+    wanted = [_name(config, index, count) for index in range(count)]
+    if sorted(name for name, _ in found) == sorted(wanted):
+        descriptors = dict(found)
+        listeners = [socket.socket(fileno=descriptors[name]) for name in wanted]
+        for listener in listeners:
+            listener.setblocking(False)
+        return listeners
+    for _, descriptor in found:
+        os.close(descriptor)
+    if found:
+        forget(name for name, _ in found)
+    return []
 
 
 def _bound(config: Config, *, grouped: bool) -> socket.socket:

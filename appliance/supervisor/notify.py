@@ -1,19 +1,55 @@
-"""What the supervisor tells systemd; nothing where systemd is not listening."""
+"""What the supervisor tells systemd, and has it keep; nothing where systemd is not listening."""
 
 import contextlib
 import os
+import select
 import socket
+from collections.abc import Iterable
+
+_BARRIER_WITHIN = 5.0  # seconds
+_FIRST_KEPT = 3  # the descriptors that systemd hands over are numbered from here
 
 
-def notify(words: str) -> None:
-    """Send a message of sd_notify(3), such as READY=1. Never waits, never fails."""
+def notify(words: str, *descriptors: int) -> None:
+    """Send a message of sd_notify(3), such as READY=1, with descriptors. Never waits, never fails."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path:
         return
     address = "\0" + path[1:] if path.startswith("@") else path
     sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     with sender, contextlib.suppress(OSError):
-        sender.sendto(words.encode(), address)
+        sender.connect(address)
+        socket.send_fds(sender, [words.encode()], descriptors)
+
+
+def keep(name: str, descriptor: int) -> None:
+    """Have systemd hold an open file until the service is stopped, and give it to the next of its processes.
+
+    `name` has no colon. Where the unit does not allow that (FileDescriptorStoreMax=), nothing is kept.
+    """
+    notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", descriptor)
+
+
+def forget(names: Iterable[str]) -> None:
+    """Have systemd let go what it keeps by these names, and wait until it has, 5 s at most."""
+    for name in names:
+        notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
+    reading, writing = os.pipe()
+    notify("BARRIER=1", writing)
+    os.close(writing)
+    select.select([reading], [], [], _BARRIER_WITHIN)  # its end is seen when systemd closes its copy
+    os.close(reading)
+
+
+def kept() -> list[tuple[str, int]]:
+    """Give names and descriptors of what systemd kept for this process, which owns them now; only once."""
+    names, count, meant = (os.environ.pop(f"LISTEN_{what}", "") for what in ("FDNAMES", "FDS", "PID"))
+    if meant != str(os.getpid()) or not count.isdecimal():
+        return []
+    descriptors = range(_FIRST_KEPT, _FIRST_KEPT + int(count))
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    return list(zip(names.split(":"), descriptors, strict=False))
 
 
 def watchdog_interval() -> float:
