@@ -5,7 +5,10 @@ Checks and admission report events here; how a lock is kept is `locks.py`'s busi
 `action.py`'s.
 """
 
+import time
+
 from appliance.proxy.action import Event
+from appliance.proxy.service import Service
 from appliance.proxy.visit import Visit
 
 
@@ -25,19 +28,9 @@ def report(
     The script runs once for a lock, when it is made; where this event locks nobody, each time.
     """
     service, config = visit.service, visit.service.config
-    lock_file = ""
-    if config.lock_duration and name in config.lock_on:
-        try:
-            made = service.locks.create(visit.client.address, visit.ident, cause)
-        except OSError as error:
-            service.log.err("LOCK:FAILED", src=visit.client.address, why=error)
-            made = None
-        if made is None:
-            return
-        lock_file = str(made)
-        service.log.notice(
-            "LOCK:CREATED", lock=lock_file, src=visit.client.address, ident=visit.ident, cause=cause
-        )
+    lock_file = _lock(service, name, visit.client.address, visit.ident, cause)
+    if lock_file is None:
+        return
     if config.action_script is None:
         return
     session = visit.session
@@ -70,6 +63,47 @@ def report(
         ),
         service.script_limits,
     )
+
+
+def report_fanout(service: Service, address: str, servers: int) -> None:
+    """A client addressed about that many mail servers, more than fanout_limit, as the gate counts them.
+
+    There is no connection to tell of: the gate sees them from outside. The script runs if this locks.
+    """
+    config = service.config
+    cause = f"FANOUT about {servers} mail servers in {config.fanout_period} s"
+    lock_file = _lock(service, "fanout", address, "", cause)
+    if lock_file and config.action_script:
+        service.scripts.run(
+            config.action_script,
+            Event(
+                proxy_name=config.proxy_name,
+                found="FANOUT",
+                source_ip=address,
+                source_port=0,
+                local_ip="",
+                local_port=0,
+                lock_file=lock_file,
+                lock_duration=config.lock_duration,
+                unixtime=int(time.time()),
+            ),
+            service.script_limits,
+        )
+
+
+def _lock(service: Service, name: str, address: str, ident: str, cause: str) -> str | None:
+    """Lock a client out if the event `name` does that; give the file, "" if it does not, None if locked."""
+    if not service.config.lock_duration or name not in service.config.lock_on:
+        return ""
+    try:
+        made = service.locks.create(address, ident, cause)
+    except OSError as error:
+        service.log.err("LOCK:FAILED", src=address, why=error)
+        made = None
+    if made is None:
+        return None
+    service.log.notice("LOCK:CREATED", lock=made, src=address, ident=ident, cause=cause)
+    return str(made)
 
 
 def _text(said: bytes) -> str:

@@ -21,7 +21,7 @@ import uvloop
 from appliance import language, process
 from appliance.config import Config, parse
 from appliance.log import Log
-from appliance.proxy import lookup, privileges, questions, scanners
+from appliance.proxy import events, lookup, privileges, questions, scanners
 from appliance.proxy.action import ActionScripts
 from appliance.proxy.checks import Checks
 from appliance.proxy.clients import Clients
@@ -93,6 +93,9 @@ class Worker:
                 for connection in self._connections:
                     connection.end("admin")
                 self._end_if_drained()
+            case "fanout":
+                found = int(str(order["servers"]))
+                events.report_fanout(self._checks.service, str(order["address"]), found)
             case _:
                 asking = self._answer(order, self._checks.service)
                 self._asked.add(asked := self._loop.create_task(asking))
