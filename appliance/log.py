@@ -105,7 +105,7 @@ class Log:
 
     `target` is syslog, journal or stderr, `form` is text or json; `stderr` asks for a copy on stderr beside
     the target. `path` is the target's datagram socket if it is not the usual one. It is opened at once, so
-    that a later chroot does not shut it out.
+    that a later chroot does not shut it out. `program` is the name that lines bear.
     """
 
     def __init__(
@@ -117,7 +117,9 @@ class Log:
         target: str = "syslog",
         form: str = "text",
         path: str | None = None,
+        program: str = "smtp-gated",
     ) -> None:
+        self._program = program
         self._level = LEVELS[level]
         self._facility = FACILITIES[facility]
         self._json = form == "json"
@@ -172,7 +174,7 @@ class Log:
             words = plain(words)
         line = _as_json(level, words, fields) if self._json else _as_text(words, fields)
         if self._stderr:
-            prefix = "" if self._json else f"smtp-gated[{os.getpid()}]: {_NAMES[level]}: "
+            prefix = "" if self._json else f"{self._program}[{os.getpid()}]: {_NAMES[level]}: "
             self._to_stderr(prefix.encode() + line)
         if self._path is None:
             return
@@ -191,7 +193,7 @@ class Log:
         told = {
             "PRIORITY": level,
             "SYSLOG_FACILITY": self._facility >> 3,
-            "SYSLOG_IDENTIFIER": "smtp-gated",
+            "SYSLOG_IDENTIFIER": self._program,
             "SYSLOG_PID": os.getpid(),
             "SMTP_EVENT": _readable(words),
             **{f"SMTP_{name.upper()}": _readable(value) for name, value in fields.items()},
@@ -245,4 +247,4 @@ class Log:
         if now != self._second:
             self._second = now
             self._stamp = time.strftime("%b %e %H:%M:%S", time.localtime(now))
-        return f"<{self._facility | level}>{self._stamp} smtp-gated[{os.getpid()}]: ".encode()
+        return f"<{self._facility | level}>{self._stamp} {self._program}[{os.getpid()}]: ".encode()

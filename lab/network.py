@@ -29,10 +29,13 @@ ROUTER_LAN = ("10.77.1.1/24", "fd77:1::1/64", "203.0.113.1/24", "2001:db8:77::1/
 ROUTER_WAN = ("198.51.100.1/24", "2001:db8:25::1/64")
 CLIENT = ("10.77.1.5/24", "fd77:1::5/64", "203.0.113.5/24", "2001:db8:77::5/64")
 MAIL = ("198.51.100.25/24", "2001:db8:25::25/64")
+Ends = tuple[str, ...]
 
 
 class Network:
     """The three hosts, wired, routed and reachable from each other. `close` leaves nothing behind."""
+
+    NAMES: tuple[str, ...] = ("client", "router", "mail")
 
     def __init__(self, name: str = "lab"):
         if os.geteuid():
@@ -42,9 +45,7 @@ class Network:
         self.directory = self._directory.path
         self.hosts: list[Host] = []
         try:
-            self.client, self.router, self.mail = (
-                self._begin(host, images) for host in ("client", "router", "mail")
-            )
+            self.client, self.router, self.mail, *_ = [self._begin(name, images) for name in self.NAMES]
             for host in self.hosts:
                 host.ready()
             self._wire()
@@ -62,21 +63,8 @@ class Network:
             self.router.sysctl(name, "1")
         for name in ("all", "default"):  # answers to a client's address come in where that client is not
             self.router.sysctl(f"net/ipv4/conf/{name}/rp_filter", "0")
-        with self.router.netlink() as netlink:
-            for host, interface in ((self.client, "lan"), (self.mail, "wan")):
-                peer = {"ifname": "eth0", "net_ns_pid": host.pid}
-                netlink.link("add", ifname=interface, kind="veth", peer=peer)
-        for host, interface, addresses in (
-            (self.router, "lan", ROUTER_LAN),
-            (self.router, "wan", ROUTER_WAN),
-            (self.client, "eth0", CLIENT),
-            (self.mail, "eth0", MAIL),
-        ):
-            host.sysctl(f"net/ipv6/conf/{interface}/accept_dad", "0")
-            host.sysctl(f"net/ipv6/conf/{interface}/accept_ra", "0")
-            host.link_up(interface)
-            for address in addresses:
-                host.add_address(address, interface)
+        self.join(self.router, "lan", ROUTER_LAN, self.client, "eth0", CLIENT)
+        self.join(self.router, "wan", ROUTER_WAN, self.mail, "eth0", MAIL)
         for host, gateways, sources in (
             (self.client, ROUTER_LAN, (CLIENT4, CLIENT6)),
             (self.mail, ROUTER_WAN, (MAIL4, MAIL6)),
@@ -84,6 +72,21 @@ class Network:
             with host.netlink() as netlink:
                 for gateway, source in zip(gateways, sources, strict=False):
                     netlink.route("add", dst="default", gateway=gateway.partition("/")[0], prefsrc=source)
+
+    @staticmethod
+    def join(
+        first: Host, interface: str, addresses: Ends, second: Host, other_interface: str, others: Ends
+    ) -> None:
+        """Lay a wire between two hosts, with these addresses at its ends."""
+        with first.netlink() as netlink:
+            peer = {"ifname": other_interface, "net_ns_pid": second.pid}
+            netlink.link("add", ifname=interface, kind="veth", peer=peer)
+        for host, name, own in ((first, interface, addresses), (second, other_interface, others)):
+            host.sysctl(f"net/ipv6/conf/{name}/accept_dad", "0")
+            host.sysctl(f"net/ipv6/conf/{name}/accept_ra", "0")
+            host.link_up(name)
+            for address in own:
+                host.add_address(address, name)
 
     def close(self) -> None:
         """End all hosts with what runs on them, and remove the run directory. May be called twice."""

@@ -56,6 +56,29 @@ def release(router: Host) -> None:
     router.run(["nft", "-f", "-"], input="table inet lab\ndelete table inet lab\n")
 
 
+def hand_over(router: Host, gateway4: str, gateway6: str, port: int = 9199) -> None:
+    """Send the clients' port 25 to a gateway elsewhere, from the router's own address where it is private.
+
+    What the gateway asks a client of a public IPv6 address, the router answers in its place.
+    """
+    rules = f"""
+        table inet lab {{
+            chain translate {{
+                type nat hook prerouting priority dstnat; policy accept;
+                iifname "lan" meta nfproto ipv4 tcp dport 25 {ELSEWHERE} dnat ip to {gateway4}:{port}
+                iifname "lan" meta nfproto ipv6 tcp dport 25 {ELSEWHERE} dnat ip6 to [{gateway6}]:{port}
+                iifname != "lan" ip6 saddr {gateway6} udp dport 114 {ELSEWHERE} redirect
+            }}
+            chain hide {{
+                type nat hook postrouting priority srcnat; policy accept;
+                oifname != "lan" ip saddr {PRIVATE4} masquerade
+                oifname != "lan" ip6 saddr {PRIVATE6} masquerade
+            }}
+        }}
+    """
+    router.run(["nft", "-f", "-"], input=f"table inet lab\ndelete table inet lab\n{rules}")
+
+
 def _route_marked_packets_here(router: Host) -> None:
     """Policy routing: whatever carries the mark is delivered locally, whoever it is addressed to."""
     with router.netlink() as netlink:
