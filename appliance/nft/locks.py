@@ -85,7 +85,7 @@ class LockSets:
         self._generation: int | None = None
 
     def add(self, locks: Mapping[Address, Lock]) -> None:
-        """Lock clients that are not locked. Raises NoTable, NftError."""
+        """Lock clients that are not locked; it does no harm to one that is. Raises NoTable, NftError."""
         for some in _batches(locks.items()):
             self._commit(_commands("add", some))
 
@@ -123,7 +123,10 @@ class LockSets:
         return len(fresh) + len(wrong), len(surplus)
 
     def dump(self) -> list[Element]:
-        """Give all locked clients. Raises NoTable, NftError."""
+        """Give all locked clients; some may be missed while the kernel makes a set larger or smaller.
+
+        That happens within a second after thousands have come or gone. Raises NoTable, NftError.
+        """
         self._generation = self._current_generation()  # before: what changes meanwhile is seen next time
         return [element for name in LOCKED.values() for element in self._dump_set(name)]
 

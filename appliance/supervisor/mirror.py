@@ -22,6 +22,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import Protocol
 
 from appliance import process
+from appliance.bpf.locks import GateLocks
 from appliance.config import Config, parse
 from appliance.log import Log
 from appliance.nft.locks import BATCH, Address, Lock, LockSets, NftError, NoTable
@@ -107,7 +108,6 @@ class Mirror:
             self._watch.close()
             self._watch = None
         self._scan = None
-        self._next_scan = 0.0
 
     def fileno(self) -> int:
         """Give the descriptor that becomes readable when something happens in the directory, or -1."""
@@ -137,7 +137,9 @@ class Mirror:
         if self._watch and not self._watch.holds():
             self._leave()
         try:
-            self._watch = self._watch or Watch(self._path)
+            if self._watch is None:
+                self._watch = Watch(self._path)
+                self._next_scan = 0.0
             names, missed = self._watch.names()
             self._events.update(dict.fromkeys(names))
             if missed or (now >= self._next_scan and self._scan is None):
@@ -146,7 +148,6 @@ class Mirror:
             if self._scan is None and (self._locks or not self._complete):
                 self._log.warning("LOCK:KERNEL", why=error)
                 self._begin_scan([])
-            self._next_scan = 0.0
 
     def _begin_scan(self, names: Iterable[str]) -> None:
         known = [str(address) for address in self._locks]
@@ -289,6 +290,7 @@ def _run(orders: _Orders) -> None:
     except (ImportError, OSError) as error:
         log.warning("LOCK:KERNEL", why=f"install python3-nftables to have locked clients dropped ({error})")
         return
+    gates = _gates(log)
     privileges.drop(
         config.set_user,
         config.set_group,
@@ -297,11 +299,19 @@ def _run(orders: _Orders) -> None:
         more=1 << process.CAP_NET_ADMIN,
     )
     try:
-        _mirror(orders, config, Mirror(log, sets))
+        _mirror(orders, config, Mirror(log, sets, gates))
     except Exception as error:  # told with its place before the supervisor starts another one
         where = " | ".join(line.strip() for line in traceback.format_exception(error)[-4:])
         log.crit("BUG", what="the lock mirror", where=where)
         raise
+
+
+def _gates(log: Log) -> list[Gate]:
+    """Open the gate before XDP, where there is one; when one comes later, the supervisor starts us anew."""
+    try:
+        return [GateLocks(log)]
+    except OSError:
+        return []
 
 
 def _mirror(orders: _Orders, config: Config, mirror: Mirror) -> None:

@@ -18,8 +18,6 @@ from appliance.config import Config
 from appliance.log import Log
 from appliance.supervisor.worker import NOT_FOR_CHILDREN
 
-MODES = ("tproxy", "netfilter", "tproxy,netfilter")
-"""The modes whose clients the kernel's rules of this machine bring here."""
 _PAUSE = 5.0  # seconds before another start
 
 
@@ -30,8 +28,8 @@ class Mirroring:
         self._order = self._written(config, stderr)
         self._stderr = stderr
         self._log = log
-        self._wanted = config.mode in MODES
         self._writer: asyncio.StreamWriter | None = None
+        self._renewed = False
 
     @staticmethod
     def _written(config: Config, stderr: bool) -> bytes:
@@ -43,17 +41,23 @@ class Mirroring:
         if self._writer and not self._writer.is_closing():
             self._writer.write(self._order)
 
+    def renew(self) -> None:
+        """Start it anew, with all its privileges: there is another gate to be opened."""
+        self._renewed = True
+        if self._writer:
+            self._writer.close()
+
     async def run(self) -> None:
         """Keep a mirror running until this is cancelled, or one ends of its own will: it has told why."""
-        if not self._wanted:
-            return
         if not process.capabilities()[0] >> process.CAP_NET_ADMIN & 1:
-            why = "CAP_NET_ADMIN is missing, so that only the gateway turns locked clients away"
+            why = "CAP_NET_ADMIN is missing: only the gateway itself turns locked clients away"
             self._log.warning("LOCK:KERNEL", why=why)
             return
-        while status := await self._live():
-            self._log.crit("LOCK:KERNEL", why=f"the mirror ended with status {status}")
-            await asyncio.sleep(_PAUSE)
+        while (status := await self._live()) or self._renewed:
+            if not self._renewed:
+                self._log.crit("LOCK:KERNEL", why=f"the mirror ended with status {status}")
+                await asyncio.sleep(_PAUSE)
+            self._renewed = False
 
     async def _live(self) -> int:
         """See one mirror through its life; give its exit status."""
