@@ -44,9 +44,8 @@ class GatewayOptions:
     control_socket = Option(
         Maybe(File()),
         Path("/run/smtp-gated/control"),
-        "The socket that accepts commands to the daemon.",
+        "The socket that accepts the requests of appliance-ctl.",
         restart=True,
-        pending=True,
     )
     metrics_listen = Option(
         Maybe(Socket()),

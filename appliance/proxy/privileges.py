@@ -1,7 +1,8 @@
 """How a worker gives up what it was started with: identity, groups, capabilities, and the way back to them.
 
 A worker calls `drop` once, before it starts a thread (capabilities belong to threads) and before it reads a
-byte from the network. The supervisor uses `identity` to tell whether the user exists. Nothing here asks for
+byte from the network. The supervisor uses `identity` to tell whether the user exists, it and
+appliance-ctl use `acting_as` to look and write with that user's rights. Nothing here asks for
 more rights than the process has, and nothing is believed: what was given up is read back.
 """
 
@@ -10,6 +11,7 @@ import grp
 import os
 import pwd
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +58,27 @@ def identity(user: str, group: str) -> Identity:
     if max(uid, gid) > _HIGHEST:
         raise PrivilegeError(f"set_user {uid}, set_group {gid}: the highest number is {_HIGHEST}")
     return Identity(uid, gid, name)
+
+
+@contextlib.contextmanager
+def acting_as(owner: Identity) -> Iterator[None]:
+    """Have the kernel judge by another user's rights, and files made be theirs; only root can become another.
+
+    Anybody else is taken for the user already. Not for a process with threads.
+    """
+    if os.geteuid() != 0 or owner.uid == 0:
+        yield
+        return
+    group, groups = os.getegid(), os.getgroups()
+    try:
+        os.setgroups(os.getgrouplist(owner.name, owner.gid) if owner.name else [owner.gid])
+        os.setegid(owner.gid)
+        os.seteuid(owner.uid)
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
 
 
 def drop(user: str, group: str, keep_net_raw: bool, root: Path | None = None, *, more: int = 0) -> None:

@@ -16,7 +16,7 @@ from appliance import language, process
 from appliance.config import Config, SocketAddress
 from appliance.log import SOCKETS
 from appliance.proxy import scanners
-from appliance.proxy.privileges import Identity, PrivilegeError, identity
+from appliance.proxy.privileges import Identity, PrivilegeError, acting_as, identity
 
 _DESCRIPTORS = 64  # of a worker without sessions, generously
 _DESCRIPTORS_OF_SESSION = 5  # client, server, copy, and a scanner's connection or a script's
@@ -58,7 +58,7 @@ def warnings(config: Config) -> list[str]:
 
 
 def _runnable(program: Path, who: Identity) -> bool:
-    with _as(who):
+    with acting_as(who):
         return os.path.isfile(program) and os.access(program, os.X_OK, effective_ids=True)  # noqa: PTH113
 
 
@@ -141,7 +141,7 @@ def _directory(path: Path, owner: Identity, mode: int) -> str | None:
             os.chown(path, owner.uid, owner.gid, follow_symlinks=False)
     if not path.is_dir():
         return "something else is in its place"
-    with _as(owner):
+    with acting_as(owner):
         usable = os.access(path, os.W_OK | os.X_OK, effective_ids=True)
     return None if usable else f"not writable for {_name(owner)}"
 
@@ -155,21 +155,3 @@ def _remedy(path: Path, owner: Identity, mode: int) -> str:
     return (
         f"name another, or run: install -d -o {owner.name or owner.uid} -g {owner.gid} -m {mode:04o} {where}"
     )
-
-
-@contextlib.contextmanager
-def _as(owner: Identity) -> Iterator[None]:
-    """Have the kernel judge by another user's rights; only root can, and anybody else is the user already."""
-    if os.geteuid() != 0 or owner.uid == 0:
-        yield
-        return
-    group, groups = os.getegid(), os.getgroups()
-    try:
-        os.setgroups(os.getgrouplist(owner.name, owner.gid) if owner.name else [owner.gid])
-        os.setegid(owner.gid)
-        os.seteuid(owner.uid)
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(group)
-        os.setgroups(groups)

@@ -1,0 +1,232 @@
+"""The commands status, sessions, clients, reload and drain: what the gateway does, and telling it.
+
+All but status need a daemon; status says so, and shows what the kernel and the files know.
+"""
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from appliance.ctl import known
+from appliance.ctl.ask import ask
+from appliance.ctl.base import Code, Context, CtlError, clean, console, given, print_json, table
+from appliance.ctl.times import moment, size, span
+from appliance.supervisor.requests import TALLIES
+
+commands = typer.Typer()
+
+
+@commands.command()
+def status(context: typer.Context) -> int:
+    """Show the gateway, its workers, the kernel and the scanners on one screen; exit code 4: none runs."""
+    found = facts(given(context))
+    if given(context).as_json:
+        print_json(found)
+    else:
+        show(found)
+    return Code.DONE if found["gateway"] else Code.DOWN
+
+
+def facts(context: Context) -> dict[str, Any]:
+    """Collect what there is to know without a client in mind."""
+    config = context.config()
+    gateway, why = None, None
+    try:
+        gateway = ask(context, "status")
+    except CtlError as error:
+        why = str(error)
+    kernel = known.kernel_locks()
+    try:
+        files = len(known.locks(config))
+    except CtlError:
+        files = None
+    return {
+        "gateway": gateway,
+        "why_not": why,
+        "locks": {"files": files, "path": str(config.outside(config.lock_path))},
+        "kernel": {
+            "locked": None if isinstance(kernel, str) else len(kernel),
+            "dropped": None if isinstance(kernel, str) else sum(each.packets for each in kernel.values()),
+            "why_not": kernel if isinstance(kernel, str) else None,
+        },
+        "file": str(context.config_path),
+        "on_failure": config.on_failure,
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print the facts for people."""
+    out = console()
+    gateway, kernel = found["gateway"], found["kernel"]
+    lines: list[tuple[str, str]] = []
+    if gateway:
+        lines += _gateway_lines(gateway)
+    else:
+        passes = "mail passes by" if found["on_failure"] == "open" else "mail is refused"
+        lines += [("gateway", f"DOWN: {found['why_not']}"), ("", f"while it is, {passes} (on_failure)")]
+    files = "unknown, try as root" if found["locks"]["files"] is None else found["locks"]["files"]
+    lines.append(("locks", f"{files} in {found['locks']['path']}"))
+    if kernel["why_not"]:
+        lines.append(("kernel", f"unknown: {kernel['why_not']}"))
+    else:
+        lines.append(("kernel", f"{kernel['locked']} locked, {kernel['dropped']} packets of theirs dropped"))
+    for label, text in lines:
+        out.print(f"{label:<10}{clean(text)}", soft_wrap=True)
+    if gateway:
+        out.print(table(("WORKER#", "PID#", "SERVING", "SESSIONS#"), _worker_rows(gateway), ""))
+
+
+def _gateway_lines(gateway: dict[str, Any]) -> list[tuple[str, str]]:
+    count, now = gateway["counters"], gateway["now"]
+    state = "DRAINING, no more connections are accepted" if gateway["ending"] else "up"
+    lines = [
+        (
+            "gateway",
+            f"{state} for {span(now - gateway['started'])}, version {gateway['version']},"
+            f" process {gateway['pid']}, mode {gateway['mode']}, {gateway['listening']}",
+        ),
+        ("", f"{gateway['file']}, read {moment(gateway['reloaded'])}"),
+        (
+            "sessions",
+            f"{count['sessions']} open, {gateway['most_sessions']} at most, {count['requests']} in all,"
+            f" {count['direct']} of them direct",
+        ),
+        (
+            "mail",
+            f"{count['messages']} messages let through,"
+            f" {count['viruses']} viruses and {count['spams']} spams found",
+        ),
+        ("refused", ", ".join(f"{count[name]} {words}" for name, words in _REFUSALS.items())),
+    ]
+    if gateway["crashed"]:
+        lines.append(
+            ("crashes", f"{gateway['crashed']} workers ended unasked and were replaced: see the log")
+        )
+    scanners = gateway["scanners"]
+    if scanners is None:
+        lines.append(("scanners", "unknown: the worker that was asked does not answer"))
+    elif not scanners:
+        lines.append(("scanners", "none is used"))
+    for name, address, trouble in scanners or ():
+        lines.append(("scanners", f"{name} at {address}: {trouble or 'there'}"))
+    return lines
+
+
+_REFUSALS = {
+    "reject_lock": "locked",
+    "reject_host": "by max_per_host",
+    "reject_ident": "by max_per_ident",
+    "reject_dnsbl": "by DNSBL",
+    "reject_rate": "by connection rate",
+    "reject_ratelimit": "by other rate limits",
+    "reject_other": "else",
+}
+
+
+def _worker_rows(gateway: dict[str, Any]) -> list[list[object]]:
+    return [
+        [worker["index"], worker["pid"], span(worker["serving"]), worker["sessions"]]
+        for worker in gateway["workers"]
+    ]
+
+
+@commands.command()
+def sessions(context: typer.Context) -> None:
+    """List the open sessions: who, to where, in which state, how much."""
+    found = ask(given(context), "sessions")
+    if given(context).as_json:
+        rows = [dict(zip(found["columns"], row, strict=False)) for row in found["rows"]]
+        print_json({"sessions": rows, "total": found["total"], "silent_workers": found["silent"]})
+        return
+    out = console()
+    columns = (
+        "WORKER#",
+        "SLOT#",
+        "STATE",
+        "FLAGS",
+        "AGE#",
+        "CLIENT",
+        "SERVER",
+        "MAILS#",
+        "SENT#",
+        "BACK#",
+        "KBIT/S#",
+        "IDENT",
+    )
+    out.print(table(columns, (_session_cells(row) for row in found["rows"])))
+    if found["total"] > len(found["rows"]):
+        out.print(f"{len(found['rows'])} of {found['total']}")
+    _tell_silent(found["silent"])
+
+
+def _session_cells(row: list[Any]) -> list[object]:
+    row = [*row, *[None] * 12][:12]  # whatever the worker has sent
+    pid, slot, state, flags, since, source, target, mails, sent, back, rate, ident = row
+    age = span(time.time() - since) if isinstance(since, int | float) else "-"
+    sizes = [size(number) if isinstance(number, int | float) else "-" for number in (sent, back)]
+    return [pid, slot, state, flags, age, source, target, mails, *sizes, rate, ident]
+
+
+def _tell_silent(silent: list[object]) -> None:
+    for pid in silent:
+        console().print(f"worker {clean(pid)} does not answer: what it has is missing above", soft_wrap=True)
+
+
+@commands.command()
+def clients(
+    context: typer.Context,
+    by: Annotated[str, typer.Option(metavar="COLUMN", help=f"One of {', '.join(TALLIES)}.")] = TALLIES[0],
+    most: Annotated[int, typer.Option(min=1, max=1000, help="How many to show.")] = 20,
+) -> None:
+    """List who talks most, in the last one to two hours: connections, mails, refusals, mail servers."""
+    found = busiest(given(context), by, most)
+    if given(context).as_json:
+        print_json({"clients": found["rows"], "silent_workers": found["silent"]})
+        return
+    console().print(client_table(found["rows"]))
+    _tell_silent(found["silent"])
+
+
+def busiest(context: Context, by: str, most: int) -> dict[str, Any]:
+    """Ask for the top clients; rows are objects, the first has the most."""
+    if by not in TALLIES:
+        raise CtlError(f"there is no column {by}: choose one of {', '.join(TALLIES)}", Code.BAD_USAGE)
+    found = ask(context, "clients", by=by, most=most)
+    rows = [dict(zip(found["columns"], row, strict=False)) for row in found["rows"]]
+    return {"rows": sorted(rows, key=lambda row: -int(row[by]))[:most], "silent": found["silent"]}
+
+
+def client_table(rows: list[dict[str, Any]]) -> Any:
+    """Make the table of the top clients."""
+    columns = ("CLIENT", "OPEN#", "CONNECTIONS#", "MAILS#", "REFUSALS#", "MAIL SERVERS#")
+    return table(columns, ([*row.values()] for row in rows))
+
+
+@commands.command()
+def reload(context: typer.Context) -> None:
+    """Have the gateway read its file again, wait until every worker has, and tell what is wrong with it."""
+    found = ask(given(context), "reload")
+    if given(context).as_json:
+        print_json(found)
+    else:
+        for line in found["warnings"]:
+            console().print(f"warning: {clean(line)}", soft_wrap=True)
+    if found["problems"]:
+        problems = "\n".join(map(str, found["problems"]))
+        raise CtlError(f"{problems}\nthe gateway goes on with what it had", Code.BAD_CONFIGURATION)
+    if found["silent"]:
+        pids = " ".join(map(str, found["silent"]))
+        raise CtlError(f"worker {pids} has not answered; it may still be at it: see appliance-ctl status")
+    if not given(context).as_json:
+        console().print("reloaded")
+
+
+@commands.command()
+def drain(context: typer.Context) -> None:
+    """End the gateway gently: no more connections, and no process after the last session."""
+    left = ask(given(context), "drain")["sessions"]
+    if given(context).as_json:
+        print_json({"sessions": left})
+    else:
+        console().print(f"draining: {clean(left)} sessions are open; the gateway ends with the last of them")

@@ -1,0 +1,136 @@
+"""What files and the kernel know of clients, gateway or not: lock files, and the kernel's sets of the locked.
+
+The commands call this. It reads; it writes only with the rights of the gateway's
+user, whose they are: a command run by root leaves nothing behind that the gateway could not use.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from typing import NamedTuple
+
+from appliance.config import Config
+from appliance.ctl.base import Code, CtlError
+from appliance.nft.locks import Element, LockSets, NftError, NoTable
+from appliance.proxy.locks import LockDirectory, is_lock_name, lock_name, read_lock
+from appliance.proxy.privileges import Identity, PrivilegeError, acting_as, identity
+
+Address = IPv4Address | IPv6Address
+
+
+class Client(NamedTuple):
+    """A client, and who is behind it if only that one is meant; `name` is that of its lock and record."""
+
+    address: Address
+    ident: str
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        return lock_name(str(self.address), self.ident)
+
+
+class LockFile(NamedTuple):
+    """A lock as its file says; `until` is None without end. `exempt`: another's file, which never locks."""
+
+    name: str
+    since: float
+    until: float | None
+    why: str
+    exempt: bool
+
+
+def client(text: str) -> Client:
+    """Read ADDRESS or ADDRESS-IDENT. Raises CtlError."""
+    address, _, ident = text.partition("-")
+    try:
+        found = ip_address(address)
+    except ValueError:
+        raise CtlError(
+            f"{text!r} is not a client: give an IPv4 or IPv6 address, or ADDRESS-IDENT", Code.BAD_USAGE
+        ) from None
+    return Client(getattr(found, "ipv4_mapped", None) or found, ident)
+
+
+def owner(config: Config) -> Identity:
+    """Give the gateway's user. Raises CtlError."""
+    try:
+        return identity(config.set_user, config.set_group)
+    except PrivilegeError as error:
+        raise CtlError(str(error), Code.BAD_CONFIGURATION) from None
+
+
+@contextlib.contextmanager
+def as_owner(config: Config, doing: str) -> Iterator[Identity]:
+    """Act as the gateway's user. Raises CtlError for whoever cannot, and for what fails on disk."""
+    who = owner(config)
+    if os.geteuid() not in (0, who.uid):
+        raise CtlError(f"only root can {doing}: try again with sudo", Code.FORBIDDEN)
+    try:
+        with acting_as(who):
+            yield who
+    except OSError as error:
+        raise CtlError(f"{error.filename}: {error.strerror}; look after {error.filename}") from None
+
+
+def lock_directory(config: Config) -> LockDirectory:
+    """Give the lock directory as the gateway sees it."""
+    return LockDirectory(
+        config.outside(config.lock_path),
+        config.lock_perm,
+        config.lock_duration,
+        owner(config).uid,
+        lambda _: None,
+    )
+
+
+def locks(config: Config) -> list[LockFile]:
+    """Give the locks that are in force, and the exemptions, oldest first. Raises CtlError."""
+    directory, path, now = lock_directory(config), config.outside(config.lock_path), time.time()
+    found = []
+    try:
+        names = [name for name in os.listdir(path) if is_lock_name(name)]  # noqa: PTH208 - names are wanted
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        code = Code.FORBIDDEN if isinstance(error, PermissionError) else Code.FAILED
+        raise CtlError(f"lock_path {path}: {error.strerror}; try as root", code) from None
+    for name in names:
+        lock = directory.look(name)
+        if lock and (lock.until is None or lock.until > now):
+            found.append(LockFile(name, lock.since, lock.until, read_lock(lock.path)[0], exempt=False))
+        elif lock is None and (since := exemption(path / name)):
+            found.append(LockFile(name, since, None, read_lock(path / name)[0], exempt=True))
+    return sorted(found, key=lambda lock: lock.since)
+
+
+def exemption(path: Path) -> float | None:
+    """Give the date of a file that exempts its client, None if there is none."""
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return None
+
+
+def kernel_locks() -> dict[str, Element] | str:
+    """Give the clients that the kernel drops, by address, or why that cannot be told."""
+    try:
+        sets = LockSets()
+    except (ImportError, OSError) as error:
+        return f"nftables cannot be asked ({error}); install python3-nftables"
+    try:
+        return {str(element.address): element for element in sets.dump()}
+    except NoTable:
+        return "the kernel has no table inet appliance; appliance-ctl up makes it"
+    except (NftError, OSError) as error:
+        return "only root may ask the kernel" if os.geteuid() else f"the kernel refuses: {error}"
+    finally:
+        sets.close()
+
+
+def trusted(config: Config, address: Address) -> str | None:
+    """Give the entry of trusted_clients that an address is in, None if there is none."""
+    return next((str(network) for network in config.trusted_clients if address in network), None)
