@@ -22,8 +22,10 @@ from appliance.supervisor.background import run_in_background
 from appliance.supervisor.control import ControlSocket
 from appliance.supervisor.errors import StartError
 from appliance.supervisor.features import modes, version
+from appliance.supervisor.fanout import FanOut
 from appliance.supervisor.listeners import open_listeners
 from appliance.supervisor.notify import notify, watchdog_interval
+from appliance.supervisor.mirroring import Mirroring
 from appliance.supervisor.pidfile import PidFile
 from appliance.supervisor.requests import Requests
 from appliance.supervisor.workers import Workers
@@ -116,6 +118,8 @@ class Supervisor:
         self.board = Scoreboard.create(count)
         self.workers = Workers(config, self._listeners, self.board, log, stderr=stderr)
         self.started = self.restarted = time.time()
+        self._mirroring = Mirroring(config, log, stderr=stderr)
+        self._fanout = FanOut(config, self.workers, log, self._mirroring.renew)
         self.ending = False
         self._status_wanted = asyncio.Event()
         self._control: ControlSocket | None = None
@@ -132,7 +136,10 @@ class Supervisor:
                 await self._control.open()
             ready()
             notify("READY=1")
-        chores = [asyncio.create_task(chore()) for chore in (self._write_statuses, self._watchdog)]
+        chores = [
+            asyncio.create_task(chore())
+            for chore in (self._write_statuses, self._watchdog, self._mirroring.run, self._fanout.run)
+        ]
         await self.workers.ended()
         for chore in chores:
             chore.cancel()
@@ -190,6 +197,8 @@ class Supervisor:
             listener.listen(effective.connect_queue)
         self.workers.reload(effective)
         self.restarted = time.time()
+        self._mirroring.reload(effective)
+        self._fanout.reload(effective)
         warnings = [*effective.warnings, *checks.warnings(effective)]
         if late:
             warnings.append(f"RELOAD: a restart is needed before these take effect: {' '.join(late)}")
