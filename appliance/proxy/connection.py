@@ -16,6 +16,7 @@ from typing import cast
 
 from appliance.proxy import admission
 from appliance.proxy.checks import Checks
+from appliance.proxy.deadlines import Deadlines
 from appliance.proxy.inspection import Inspection
 from appliance.proxy.lookup import Endpoint, Route
 from appliance.proxy.relay import Outbox, Relay, ServerSide
@@ -26,6 +27,7 @@ from appliance.proxy.session.state import AUTH_ACCEPTED, AUTH_OFFERED
 from appliance.proxy.session.xclient import ClientOrigin
 from appliance.proxy.visit import Visit
 
+LOOK = 0.5  # seconds from one look to the next whether a server that does not speak is there
 PARTING = 128  # clients of a worker that may take their time to part; more are cut off
 
 _STATES = {
@@ -42,7 +44,8 @@ class Connections:
 
     `last_left` is called when none is left, `came_in` for each new one, with the number of its file.
 
-    `parting` of them are over but for their last words. What all have to say goes through `outbox`.
+    `parting` of them are over but for their last words. What all have to say goes through `outbox`, and
+    `deadlines` knows when each has been silent for too long.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Connections:
         self.came_in = came_in
         self.parting = 0
         self.outbox = Outbox()
+        self.deadlines = Deadlines()
 
     def __iter__(self) -> Iterator["Connection"]:
         return iter(tuple(self._open))
@@ -92,8 +96,9 @@ class Connection(Relay):
         self._inspection: Inspection
         self._session: Session | None = None
         self._admission: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._connecting = False
+        self._deadline = 0  # its number among all, if there is one
+        self._outgoing: socket.socket | None = None
+        self._connect_until = 0.0
         self._was_direct = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -153,23 +158,31 @@ class Connection(Relay):
         self._listen()
 
     async def _open_server(self, route: Route) -> None:
-        """Connect to the server, within timeout_connect; raises Unreachable."""
+        """Set out for the server, to arrive within timeout_connect; raises Unreachable.
+
+        The loop gets the socket while it is still connecting: it will read the greeting from it, or the
+        reason why there is none. To wait for the connection besides would cost as much as the whole accept.
+        """
+        limit = self._service.config.timeout_connect
+        self._connect_until = self._loop.time() + limit
+        self._arm(min(limit, LOOK))
         outgoing: socket.socket | None = None
-        self._connecting = True
-        self._arm(self._service.config.timeout_connect)
         try:
             outgoing = admission.outgoing(self._visit, route)
-            await _connect(self._loop, outgoing, route.destination)
+            error = outgoing.connect_ex((route.destination.address, route.destination.port))
+            if error not in (0, errno.EINPROGRESS):
+                raise OSError(error, os.strerror(error))
             if self._service.config.spf == "outgoing":
                 self._visit.source = outgoing.getsockname()[0]
-            await self._loop.create_connection(lambda: ServerSide(self), sock=outgoing)
-        except BaseException as error:
+            self._outgoing = outgoing
+            await self._loop.create_connection(
+                lambda: cast("asyncio.Protocol", ServerSide(self)), sock=outgoing
+            )
+        except BaseException as failure:
             if outgoing:
                 outgoing.close()
-            if isinstance(error, asyncio.CancelledError) and not self._ended:
-                error = TimeoutError()  # it was the timer that cancelled
-            if isinstance(error, OSError):
-                raise admission.unreachable(self._visit, error) from None
+            if isinstance(failure, OSError):
+                raise admission.unreachable(self._visit, failure) from None
             raise
 
     def _refuse(self, text: str) -> None:
@@ -179,17 +192,22 @@ class Connection(Relay):
         self.to_client(reply(554, "", f"{self._service.config.proxy_name} {text}"))
         self.close_client()
 
+    def server_missed(self, error: OSError) -> None:
+        """Tell the client why there is no server."""
+        self._outgoing = None
+        self._play_server(str(admission.unreachable(self._visit, error)))
+
     def server_reached(self) -> None:
-        """The session begins."""
+        """The session begins; what the client has said already, it said too early."""
         origin = None
         if self._checks.settings.mask_xclient:
             client, local = self._visit.client, self._visit.local
             origin = ClientOrigin(client.address, client.port, local.address, local.port)
         self._begin_session(origin)
+        self._listen()
 
     def _begin_session(self, origin: ClientOrigin | None) -> Session:
-        self._admission = None
-        self._connecting = False
+        self._admission = self._outgoing = None
         self._arm(self._service.config.timeout_idle)
         self._session = self._visit.session = Session(self._checks.settings, self, origin)
         return self._session
@@ -281,9 +299,10 @@ class Connection(Relay):
         self._ended = True
         self._listening = self._direct = False
         self._connections.parting += 1
-        for running in (self._timer, self._admission):
-            if running:
-                running.cancel()
+        self._arm(0)
+        if self._admission:
+            self._admission.cancel()
+        self._outgoing = None
         self._inspection.cancel()
         if self._session:
             self._session.end()
@@ -312,15 +331,29 @@ class Connection(Relay):
         )
 
     def _arm(self, seconds: float) -> None:
-        if self._timer:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(seconds, self._tick) if seconds else None
+        if self._deadline:
+            self._connections.deadlines.clear(self, self._deadline)
+        self._deadline = self._connections.deadlines.set(self, seconds) if seconds else 0
 
-    def _tick(self) -> None:
-        """Nothing is timed for each byte: the timer looks back when it fires."""
+    def _look_for(self, outgoing: socket.socket) -> None:
+        """The server has not spoken so far: is it there?"""
+        left = self._connect_until - self._loop.time()
+        if _is_connected(outgoing):
+            self.server_reached()
+        elif left > 0:
+            self._arm(min(left, LOOK))
+        else:
+            if self._server:
+                self._server.abort()
+                self._server = None
+            self.server_missed(TimeoutError())
+
+    def ring(self) -> None:
+        """Nothing is timed for each byte: the deadline looks back when it has come."""
+        self._deadline = 0
         session, config = self._session, self._service.config
-        if self._connecting and self._admission:
-            self._admission.cancel()
+        if self._outgoing:
+            self._look_for(self._outgoing)
             return
         if session and session.phase is Phase.TAKEN:
             self.note_end("timeout")
@@ -329,7 +362,7 @@ class Connection(Relay):
         limit = config.timeout_direct if self._direct else config.timeout_idle
         left = self._heard + limit - self._loop.time()
         if session and session.phase is Phase.ASKED:
-            left = limit  # the checks have timeouts of their own
+            left = float(limit)  # the checks have timeouts of their own
         if left > 0:
             self._arm(left)
         else:
@@ -354,19 +387,12 @@ class Connection(Relay):
         ]
 
 
-async def _connect(loop: asyncio.AbstractEventLoop, connecting: socket.socket, target: Endpoint) -> None:
-    """Connect to a numeric address, for which the loop's own sock_connect would ask a resolver's thread."""
-    error = connecting.connect_ex((target.address, target.port))
-    if error == errno.EINPROGRESS:
-        writable = asyncio.Event()  # a future that was cancelled could not be set any more
-        loop.add_writer(connecting, writable.set)
-        try:
-            await writable.wait()
-        finally:
-            loop.remove_writer(connecting)
-        error = connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if error:
-        raise OSError(error, os.strerror(error))
+def _is_connected(outgoing: socket.socket) -> bool:
+    try:
+        outgoing.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def _endpoint(name: tuple[str, int]) -> Endpoint:

@@ -5,7 +5,8 @@ as the other takes what was made of it, so that a slow peer costs a few hundred 
 """
 
 import asyncio
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import cast
 
 BACKLOG = 65536  # bytes that may wait in a direction before its sender's socket is left alone; or buffer_size
@@ -51,24 +52,26 @@ class Outbox:
                 transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
 
-class ServerSide(asyncio.Protocol):
-    """The transport's callbacks for the server's socket."""
+class ServerSide:
+    """The transport's callbacks for the server's socket: an asyncio.Protocol in all but name."""
+
+    data_received: Callable[[bytes], None]
 
     def __init__(self, relay: "Relay") -> None:
         self._relay = relay
-        self.data_received = relay.server_received  # type: ignore[method-assign]
+        self.data_received = relay.server_received
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The server was reached."""
-        self._relay.server_connected(cast("asyncio.Transport", transport))
+        """There is a socket, though perhaps nobody at its other end yet."""
+        self._relay.server_opened(cast("asyncio.Transport", transport))
 
     def eof_received(self) -> bool:
         """The server has said all it will."""
         return self._relay.server_ended()
 
-    def connection_lost(self, _error: Exception | None) -> None:
-        """The server is gone."""
-        self._relay.server_lost()
+    def connection_lost(self, error: Exception | None) -> None:
+        """The server is gone, or was never there."""
+        self._relay.server_lost(error)
 
     def pause_writing(self) -> None:
         """The server takes no more for now."""
@@ -79,10 +82,11 @@ class ServerSide(asyncio.Protocol):
         self._relay.regulate(server_full=False)
 
 
-class Relay(asyncio.Protocol):
-    """The client's socket and the server's.
+class Relay(ABC):
+    """The client's socket, for which it is an asyncio.Protocol in all but name, and the server's.
 
-    What the client says before there is somebody to hear it is kept, one read of it, until `_listen`.
+    The server's is there before it is connected; that it is shows when the server speaks, or fails to. What
+    the client says before there is somebody to hear it is kept, one read of it, until `_listen`.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox, buffer_size: int) -> None:
@@ -121,7 +125,11 @@ class Relay(asyncio.Protocol):
 
     @abstractmethod
     def server_reached(self) -> None:
-        """The server's socket is there."""
+        """There is a server at the other end: listen to the client from now on."""
+
+    @abstractmethod
+    def server_missed(self, error: OSError) -> None:
+        """There is none."""
 
     @abstractmethod
     def backlog(self) -> int:
@@ -178,12 +186,10 @@ class Relay(asyncio.Protocol):
         """The client takes bytes again."""
         self.regulate(client_full=False)
 
-    def server_connected(self, transport: asyncio.Transport) -> None:
-        """Take the server's socket, and listen to the client: what it has said already, it said too early."""
+    def server_opened(self, transport: asyncio.Transport) -> None:
+        """Take the server's socket."""
         self._server = transport
         self.widen(transport)
-        self.server_reached()
-        self._listen()
 
     def widen(self, transport: asyncio.Transport) -> None:
         """Let as much wait for a peer as buffer_size wants, if that is more than usual."""
@@ -197,6 +203,8 @@ class Relay(asyncio.Protocol):
         if self._direct:
             self._outbox.put(self._client, data)
         elif not self._ended:
+            if not self._listening:
+                self.server_reached()
             self.server_said(data)
             if not self._reading_client:
                 self.regulate()
@@ -208,15 +216,23 @@ class Relay(asyncio.Protocol):
             self._end_if_silent("server")
             return True
         if not self._ended:
+            if not self._listening:
+                self.server_reached()
             self.server_hung_up()
         return False
 
-    def server_lost(self) -> None:
+    def server_lost(self, error: Exception | None) -> None:
         """The server's socket is gone."""
         if self._direct:
             self._direct = False
             self.finish("server")
         elif not self._ended:
+            if not self._listening:
+                if isinstance(error, OSError) and not isinstance(error, ConnectionResetError):
+                    self._server = None
+                    self.server_missed(error)
+                    return
+                self.server_reached()
             self.server_hung_up()
 
     def to_client(self, data: bytes) -> None:

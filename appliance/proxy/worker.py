@@ -15,6 +15,7 @@ import pkgutil
 import socket
 import sys
 import traceback
+from typing import cast
 
 import uvloop
 
@@ -135,11 +136,12 @@ class Worker:
         sweep(config.spool_path)
         if self._index == 0:  # one of us is enough
             self._sweeper = self._loop.create_task(self._sweep_locks())
-        self._doorway = Doorway(
-            self._listener, lambda: Connection(self._loop, self._checks, self._connections)
-        )
+        self._doorway = Doorway(self._listener, self._welcome)
         await self._doorway.open(config.connect_queue)
         self._say({"is": "ready"})
+
+    def _welcome(self) -> asyncio.Protocol:
+        return cast("asyncio.Protocol", Connection(self._loop, self._checks, self._connections))
 
     def _configured(self, config: Config) -> Checks:
         return Checks(Service(config, self._log, self._board, self._clients, self._scripts))

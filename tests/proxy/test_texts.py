@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import uvloop
@@ -283,7 +284,9 @@ def talk_to(outcome: Route | Exception, tmp_path: Path, text: str) -> list[str]:
         service = Service(config, log, Scoreboard.create(1), Clients())
         service.lookup = Astray(outcome)
         checks, connections = Checks(service), Connections(lambda: None)
-        server = await loop.create_server(lambda: Connection(loop, checks, connections), "127.0.0.1", 0)
+        server = await loop.create_server(
+            lambda: cast("asyncio.Protocol", Connection(loop, checks, connections)), "127.0.0.1", 0
+        )
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         greeting = await reader.readline()
         writer.write(b"MAIL FROM:<a@b>\r\n")

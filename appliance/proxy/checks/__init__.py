@@ -14,7 +14,6 @@ from appliance.proxy.checks.regex import RegexHelo, RegexMailFrom, RegexRcptTo
 from appliance.proxy.checks.spf import Spf
 from appliance.proxy.service import Service
 from appliance.proxy.session import Gate, Settings, Texts
-from appliance.proxy.session.verdict import NO_GATES
 
 _ALL: tuple[type[Check], ...] = (
     ratelimit.Connections,
@@ -51,7 +50,7 @@ class Checks:
         self.service = service
         wanted = [check(service) for check in _ALL if check.wanted(service.config)]
         self._at = {gate: [check for check in wanted if check.gate is gate] for gate in Gate}
-        gates = NO_GATES
+        gates = 0
         for check in wanted:
             gates |= check.gate
         if service.spool_limit:
@@ -65,7 +64,7 @@ class Checks:
         return self._at[gate]
 
 
-def _settings(service: Service, gates: Gate) -> Settings:
+def _settings(service: Service, gates: int) -> Settings:
     config = service.config
     texts = Texts(
         hello=config.msg_hello,

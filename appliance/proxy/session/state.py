@@ -18,6 +18,8 @@ from appliance.proxy.session.xclient import ClientOrigin
 class Phase(enum.IntEnum):
     """Where the client's direction stands. In the phases marked * its bytes wait."""
 
+    __hash__ = int.__hash__  # an enum's own is a call of Python, for each lookup
+
     COMMAND = enum.auto()
     ANSWER = enum.auto()  # the next line answers an AUTH challenge
     LONG = enum.auto()  # inside a line that passes, too long to be held whole
@@ -34,6 +36,8 @@ class Phase(enum.IntEnum):
 
 class Awaited(enum.IntEnum):
     """What the client is still owed, in the order in which it will get it."""
+
+    __hash__ = int.__hash__
 
     # The server's reply passes as it comes.
     PLAIN = 0

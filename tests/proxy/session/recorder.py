@@ -17,7 +17,6 @@ TEXTS = Texts(
     fixed_xclient_fail="no introduction",
 )
 
-NO_GATES = Gate(0)
 REPLY_GATES = Gate.REPLY_MAIL | Gate.REPLY_RCPT | Gate.REPLY_AUTH
 
 
@@ -42,7 +41,7 @@ class Recorder:
         self,
         verdicts: dict[Gate | tuple[Gate, bytes], Verdict] | None = None,
         *,
-        late: Gate = NO_GATES,
+        late: int = 0,
         header: bytes = b"",
         spool_fails: Verdict | None = None,
     ) -> None:

@@ -286,7 +286,7 @@ def test_no_buffer_costs_more_than_its_length(mode: str, unit: bytes) -> None:
     before = time.process_time()
     for prelude in (b"", b"DATA\r\n", b"QUIT\r\n" * 200):
         recorder = Recorder({Gate.DATA: Verdict(Action.REFUSE, 552, "", "x")}, late=Gate.DATA)
-        gates = Gate.DATA if prelude != b"DATA\r\n" else Gate(0)
+        gates = Gate.DATA if prelude != b"DATA\r\n" else 0
         session = Session(
             settings(bare_newline=mode, on_takeover_cmds=1 << 30, gates=gates, pipeline_size=1 << 30),
             recorder,
