@@ -17,7 +17,7 @@ import typer
 from appliance.config import ConfigError
 from appliance.ctl.base import DEFAULT_FILE, Code, Context, CtlError, clean
 
-_MODULES = ("kernel", "gateway", "locking")
+_MODULES = ("kernel", "gateway", "locking", "limits", "explain", "configuration", "top")
 
 _CODES = """Exit codes: 0 done; 1 it failed, or check found a difference; 2 the configuration file is wrong; \
 3 wrong usage; 4 no gateway runs, and the command needs one; 5 the right to ask it is missing."""

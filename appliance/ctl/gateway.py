@@ -4,9 +4,11 @@ All but status need a daemon; status says so, and shows what the kernel and the 
 """
 
 import time
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from appliance.ctl import known
 from appliance.ctl.ask import ask
@@ -140,24 +142,16 @@ def sessions(context: typer.Context) -> None:
         print_json({"sessions": rows, "total": found["total"], "silent_workers": found["silent"]})
         return
     out = console()
-    columns = (
-        "WORKER#",
-        "SLOT#",
-        "STATE",
-        "FLAGS",
-        "AGE#",
-        "CLIENT",
-        "SERVER",
-        "MAILS#",
-        "SENT#",
-        "BACK#",
-        "KBIT/S#",
-        "IDENT",
-    )
-    out.print(table(columns, (_session_cells(row) for row in found["rows"])))
+    out.print(session_table(found["rows"]))
     if found["total"] > len(found["rows"]):
         out.print(f"{len(found['rows'])} of {found['total']}")
     _tell_silent(found["silent"])
+
+
+def session_table(rows: Iterable[list[Any]]) -> Table:
+    """Make the table of sessions from their rows, each with the process of its worker first."""
+    columns = ("WORKER#", "SLOT#", "STATE", "FLAGS", "AGE#", "CLIENT", "SERVER", "MAILS#", "SENT#", "BACK#")
+    return table((*columns, "KBIT/S#", "IDENT"), map(_session_cells, rows))
 
 
 def _session_cells(row: list[Any]) -> list[object]:
@@ -197,7 +191,7 @@ def busiest(context: Context, by: str, most: int) -> dict[str, Any]:
     return {"rows": sorted(rows, key=lambda row: -int(row[by]))[:most], "silent": found["silent"]}
 
 
-def client_table(rows: list[dict[str, Any]]) -> Any:
+def client_table(rows: list[dict[str, Any]]) -> Table:
     """Make the table of the top clients."""
     columns = ("CLIENT", "OPEN#", "CONNECTIONS#", "MAILS#", "REFUSALS#", "MAIL SERVERS#")
     return table(columns, ([*row.values()] for row in rows))

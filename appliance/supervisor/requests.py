@@ -13,19 +13,21 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Protocol
 
+from appliance.bpf.steering import worker_of
 from appliance.config import Config
 from appliance.log import Log
 from appliance.proxy.scoreboard import Counter, Scoreboard
 from appliance.supervisor.control import Refused, Request
 from appliance.supervisor.features import version
 from appliance.supervisor.status import COLUMNS
-from appliance.supervisor.worker import rows
+from appliance.supervisor.worker import Rows, rows
 from appliance.supervisor.workers import Workers
 
 TALLIES = ("connections", "mails", "refusals", "destinations")
 _MOST_SESSIONS = 10_000  # rows of an answer
 _MOST_CLIENTS = 1000
 _SCANNERS_WITHIN = 7.0  # seconds; a worker waits five for them
+_HEALTH_AGE = 5.0  # seconds for which what the scanners said holds
 _RELOADED_WITHIN = 20.0
 
 Answer = Mapping[str, object]
@@ -55,6 +57,8 @@ class Requests:
     def __init__(self, gateway: Gateway, log: Log) -> None:
         self._gateway = gateway
         self._log = log
+        self._asking: asyncio.Task[Rows | None] | None = None
+        self._asked = 0.0
         self._known: dict[str, Callable[[Request], Awaitable[Answer]]] = {
             "status": self._status,
             "sessions": self._sessions,
@@ -147,12 +151,19 @@ class Requests:
         known = await worker.ask("client", address=str(address)) if worker else None
         if not isinstance(known, dict):
             raise Refused("the worker that the client belongs to does not answer")
-        return known
+        index = worker_of(address, self._gateway.board.rows)
+        return {**known, "worker": index, "ending": self._gateway.ending}
 
     async def scanners(self, _: Request) -> Answer:
-        """Any worker may tell, and has the rights to reach the scanners that count."""
+        """Tell how the scanners are, as a worker sees them, who has the rights to reach them that count."""
+        if self._asking is None or (self._asking.done() and time.monotonic() > self._asked + _HEALTH_AGE):
+            self._asked = time.monotonic()
+            self._asking = asyncio.create_task(self._ask_scanners())
+        return {"scanners": await asyncio.shield(self._asking)}
+
+    async def _ask_scanners(self) -> Rows | None:
         workers = self._gateway.workers.all()
-        return {"scanners": rows(await workers[0][1].ask("scanners", _SCANNERS_WITHIN)) if workers else None}
+        return rows(await workers[0][1].ask("scanners", _SCANNERS_WITHIN)) if workers else None
 
     async def _config(self, _: Request) -> Answer:
         return {"file": str(self._gateway.path), "text": self._gateway.config.text()}

@@ -1,0 +1,170 @@
+"""The command explain: all that is known of one client, and what would happen to its next connection.
+
+The way of a connection is followed from the kernel's rules to the gateway's admission; the first that stops
+it decides. What the gateway would say comes from the worker that the client belongs to.
+"""
+
+from typing import Any
+
+import typer
+
+from appliance.config import Config
+from appliance.ctl import known
+from appliance.ctl.ask import ask
+from appliance.ctl.base import Context, CtlError, clean, console, given, print_json
+from appliance.ctl.limits import described, record_of, show_record
+from appliance.ctl.locking import Client
+from appliance.ctl.neighbours import neighbours
+from appliance.ctl.times import end, moment
+from appliance.proxy.quota import Use
+from appliance.supervisor.requests import TALLIES
+from appliance.supervisor.status import COLUMNS
+
+commands = typer.Typer()
+
+_INTERCEPTED = ("tproxy", "netfilter")  # modes for which the kernel's rules bring connections
+
+
+@commands.command()
+def explain(context: typer.Context, client: Client) -> None:
+    """Tell everything known of a client, and what would happen to its next connection, and why."""
+    found = _facts(given(context), known.client(client))
+    if given(context).as_json:
+        print_json(found)
+    else:
+        _show(found)
+
+
+def _facts(context: Context, client: known.Client) -> dict[str, Any]:
+    config, address = context.config(), str(client.address)
+    facts: dict[str, Any] = {
+        "client": client.name,
+        "trusted": known.trusted(config, client.address),
+        "from": neighbours().get(address),
+        "locks": _locks(config, address),
+        **_kernel(address),
+        **_limits(config, client),
+        **_gateway(context, client),
+    }
+    outcome, why = _next(config, client, facts)
+    return {**facts, "next": {"outcome": outcome, "why": why}}
+
+
+def _locks(config: Config, address: str) -> list[dict[str, object]] | str:
+    try:
+        return [
+            lock._asdict()
+            for lock in known.locks(config)
+            if lock.name == address or lock.name.startswith(f"{address}-")
+        ]
+    except CtlError as error:
+        return str(error)
+
+
+def _kernel(address: str) -> dict[str, object]:
+    kernel = known.kernel_locks()
+    if isinstance(kernel, str):
+        return {"kernel_why_not": kernel, "kernel": None}
+    element = kernel.get(address)
+    if element is None:
+        return {"kernel_why_not": None, "kernel": None}
+    dropped = {"left": element.remaining, "dropped": element.packets, "why": element.comment}
+    return {"kernel_why_not": None, "kernel": dropped}
+
+
+def _limits(config: Config, client: known.Client) -> dict[str, object]:
+    if config.ratelimit_period <= 0:
+        return {"limits": None, "limits_why_not": "ratelimit_period is not set"}
+    try:
+        record = record_of(config, client)
+    except CtlError as error:
+        return {"limits": None, "limits_why_not": str(error)}
+    if record is None:
+        return {"limits": None, "limits_why_not": "nothing is used"}
+    return {"limits": described(record, config), "limits_why_not": None}
+
+
+def _gateway(context: Context, client: known.Client) -> dict[str, object]:
+    try:
+        told = ask(context, "client", address=str(client.address))
+    except CtlError as error:
+        return {"gateway": None, "gateway_why_not": str(error)}
+    told["tally"] = dict(zip(TALLIES, told["tally"], strict=False))
+    told["sessions"] = [dict(zip(COLUMNS[2:], row[1:], strict=False)) for row in told["sessions"]]
+    return {"gateway": told, "gateway_why_not": None}
+
+
+def _next(config: Config, client: known.Client, facts: dict[str, Any]) -> tuple[str, str]:
+    """Say what would happen to the next connection; the order is that of its way."""
+    intercepted = config.mode.startswith(_INTERCEPTED)
+    if intercepted and facts["trusted"]:
+        return "passes by", f"it is in trusted_clients ({facts['trusted']}): nothing looks at its mail"
+    if dropped := facts["kernel"]:
+        talk = f"; {config.lock_talk} connections a minute get through, to be told why (lock_talk)"
+        return "dropped", f"the kernel drops it: {dropped['why']}{talk if config.lock_talk else ''}"
+    gateway = facts["gateway"]
+    if gateway is None or gateway["ending"]:
+        return _without_gateway(config, intercepted, facts)
+    if refusal := gateway["refusal"]:
+        name, why, text = (str(part) for part in refusal)
+        return "refused", f"{name}: {why}; it hears: 554 {text}"
+    if limits := facts["limits"]:
+        spent = limits["limits"][Use.CONNECTIONS.word]
+        if 0 < spent["quota"] <= spent["used"]:
+            why = f"{spent['used']} of {spent['quota']} are used until {moment(limits['until'])}"
+            return "refused", f"ratelimit_connections: {why}; it hears: 554 {config.msg_rate_reject}"
+    if client.ident and any(not lock["exempt"] for lock in facts["locks"] if lock["name"] == client.name):
+        return "refused", f"a lock on this ident; it hears: 554 {config.msg_virus_locked}"
+    return "accepted", "nothing is against it; what it sends is inspected"
+
+
+def _without_gateway(config: Config, intercepted: bool, facts: dict[str, Any]) -> tuple[str, str]:
+    ending = "the gateway is draining" if facts["gateway"] else "no gateway runs"
+    if not intercepted:
+        return "refused", f"{ending}, and nothing else listens at port {config.port}"
+    if config.on_failure == "open":
+        return "passes by", f"{ending}, and on_failure is open: nothing looks at its mail"
+    return "refused", f"{ending}, and on_failure is closed"
+
+
+def _show(facts: dict[str, Any]) -> None:
+    out = console()
+
+    def line(label: str, text: object) -> None:
+        out.print(f"{label:<10}{clean(text)}", soft_wrap=True)
+
+    line("client", f"{facts['client']}{' at ' + facts['from'] if facts['from'] else ''}")
+    line("trusted", f"yes: {facts['trusted']} in trusted_clients" if facts["trusted"] else "no")
+    if isinstance(facts["locks"], str):
+        line("lock", f"unknown: {facts['locks']}")
+    for lock in facts["locks"] if isinstance(facts["locks"], list) else ():
+        kind = "exempt from locks" if lock["exempt"] else f"locked {end(lock['until'])}"
+        why = lock["why"] or "no cause given"
+        line("lock", f"{lock['name']} is {kind}, since {moment(lock['since'])}: {why}")
+    if not facts["locks"]:
+        line("lock", "none")
+    if facts["kernel"]:
+        line("kernel", f"drops it; {facts['kernel']['dropped']} packets so far: {facts['kernel']['why']}")
+    else:
+        why = facts["kernel_why_not"]
+        line("kernel", f"unknown: {why}" if why else "does not drop it")
+    _show_gateway(facts, line)
+    if facts["limits"]:
+        line("limits", "of the rates at which it may do things")
+        show_record(facts["limits"])
+    else:
+        line("limits", facts["limits_why_not"])
+    line("next", f"{facts['next']['outcome'].upper()}: {facts['next']['why']}")
+
+
+def _show_gateway(facts: dict[str, Any], line: Any) -> None:
+    gateway = facts["gateway"]
+    if not gateway:
+        line("gateway", facts["gateway_why_not"])
+        return
+    line("worker", f"{gateway['worker']}, process {gateway['pid']}")
+    tally = ", ".join(f"{number} {name}" for name, number in gateway["tally"].items())
+    line("lately", f"{tally} (in the last one to two hours)")
+    line("sessions", f"{gateway['open']} open")
+    for each in gateway["sessions"]:
+        line("", f"{each['source']} to {each['target']}: {each['state']}, {each['trns']} mails so far")
