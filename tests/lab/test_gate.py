@@ -1,0 +1,386 @@
+"""The gate on the lab's router, with real clients: drops, fan-out, coming and going, leaving nothing behind."""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+
+import pytest
+
+from appliance.bpf import maps, programs
+from appliance.bpf.layout import Address
+from appliance.bpf.locks import GateLocks
+from appliance.bpf.pinned import Gate
+from appliance.log import Log
+from lab.gateway import Options
+from lab.host import Host
+from lab.namespace import inside
+from lab.network import CLIENT4, CLIENT6, MAIL4, MAIL6, PUBLIC_CLIENT4, Network
+from lab.process import wait_until
+from tests.lab.conftest import GatewayFactory
+from tests.lab.gate import PYTHON, RouterGate, standing
+
+pytestmark = pytest.mark.lab
+
+SERVERS = [f"198.51.100.{last}" for last in range(30, 230)]
+SUBMISSION = 587
+PROGRAM_BY_ID, MAP_BY_ID = 13, 14  # commands of bpf(2)
+PROBE = """
+table inet probe {
+    chain arrived {
+        type filter hook prerouting priority -400; policy accept;
+        iifname "lan" tcp dport 25 tcp flags & (syn|ack) == syn counter
+    }
+}
+"""
+
+
+def locks_of(gate: RouterGate) -> GateLocks:
+    return GateLocks(Log("crit", "mail", stderr=False), gate.pins)
+
+
+@pytest.fixture
+def arrived(network: Network) -> Iterator["Arrived"]:
+    yield (counter := Arrived(network.router))
+    counter.close()
+
+
+class Arrived:
+    """Counts the SYNs to port 25 that come to the stack: the first that nft sees, before connections are."""
+
+    def __init__(self, router: Host) -> None:
+        self.router = router
+        router.run(["nft", "-f", "-"], input=PROBE)
+
+    def packets(self) -> int:
+        told = json.loads(self.router.run(["nft", "-j", "list", "table", "inet", "probe"]).stdout)
+        (rule,) = (entry["rule"] for entry in told["nftables"] if "rule" in entry)
+        return int(next(part["counter"]["packets"] for part in rule["expr"] if "counter" in part))
+
+    def close(self) -> None:
+        self.router.run(["nft", "delete", "table", "inet", "probe"])
+
+
+def knock(network: Network, source: str, target: str, port: int = 25) -> bool:
+    """Begin a connection; tell whether anybody answered, be it with a refusal."""
+    try:
+        network.client.connect((target, port), source=source, timeout=0.3).close()
+    except ConnectionRefusedError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+@pytest.mark.option("xdp")
+@pytest.mark.parametrize("mode", ["native", "generic"])
+def test_a_locked_client_does_not_reach_the_stack(network: Network, arrived: Arrived, mode: str) -> None:
+    with standing(network.router, {"lock_talk": 0}, mode) as gate:
+        assert ("xdpgeneric" in gate.link()) == (mode == "generic")
+        assert "name gate" in gate.link()
+        locks = locks_of(gate)
+        for source, target in ((CLIENT4, MAIL4), (CLIENT6, MAIL6)):
+            locks.add(ip_address(source), None)
+            before = arrived.packets()
+            assert not knock(network, source, target)
+            assert arrived.packets() == before
+            assert locks.dropped()[ip_address(source)] >= 1
+            locks.remove(ip_address(source))
+            assert knock(network, source, target)
+            assert arrived.packets() == before + 1
+        locks.close()
+
+
+def test_bulk_is_not_hurt_in_native_mode(network: Network) -> None:
+    """The interfaces of the lab hand over packets of 64 kB, which a program has to be ready for."""
+    data = os.urandom(1 << 20) * 8
+    with standing(network.router), network.mail.listen((MAIL4, 2525)) as listener:
+        received = bytearray()
+
+        def receive() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                while part := connection.recv(1 << 16):
+                    received.extend(part)
+
+        thread = threading.Thread(target=receive)
+        thread.start()
+        with network.client.connect((MAIL4, 2525), source=CLIENT4) as sender:
+            sender.sendall(data)
+        thread.join(20)
+        assert received == data
+
+
+class StartTlsServers:
+    """Mail servers at many addresses of the mail host, where little is said before all is encrypted."""
+
+    def __init__(self, mail: Host) -> None:
+        with mail.netlink() as netlink:
+            index = netlink.link_lookup(ifname="eth0")[0]
+            for server in SERVERS:
+                netlink.addr("replace", index=index, address=server, prefixlen=24)
+        self._listener = mail.listen(("0.0.0.0", SUBMISSION), backlog=512)
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        self.mail = mail
+        self.greeted = 0
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                connection.settimeout(2)
+                for words in (b"220 ready", b"250-here\r\n250 STARTTLS", b"220 go on"):
+                    connection.sendall(words + b"\r\n")
+                    connection.recv(512)
+                self.greeted += 1
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(15)
+        with self.mail.netlink() as netlink:
+            index = netlink.link_lookup(ifname="eth0")[0]
+            for server in SERVERS:
+                netlink.addr("del", index=index, address=server, prefixlen=24)
+
+
+@pytest.fixture(scope="module")
+def servers(network: Network) -> Iterator[StartTlsServers]:
+    made = StartTlsServers(network.mail)
+    yield made
+    made.close()
+
+
+def begin_tls(network: Network, source: str, targets: list[str]) -> None:
+    """Speak STARTTLS to each server and go away where the encrypted part would begin."""
+    for target in targets:
+        with network.client.connect((target, SUBMISSION), source=source) as connection:
+            for words in (b"EHLO bot\r\n", b"STARTTLS\r\n", b"\x16\x03\x01"):
+                connection.recv(512)
+                connection.sendall(words)
+
+
+def locked(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir())
+
+
+@pytest.mark.option("lock_on", "fanout_limit", "fanout_period")
+@pytest.mark.usefixtures("servers")
+def test_a_bot_that_only_speaks_tls_is_locked_and_others_are_not(
+    network: Network, gateway: GatewayFactory
+) -> None:
+    script = network.directory / "told"
+    script.write_text(f'#!/bin/sh\necho "$FOUND $SOURCE_IP $LOCK_FILE" >> {script}.out\n')
+    script.chmod(0o755)
+    told = Path(f"{script}.out")
+    told.touch()
+    told.chmod(0o666)
+    options: Options = {
+        "lock_on": "virus,fanout",
+        "fanout_limit": 100,
+        "fanout_period": 60,
+        "lan_interfaces": "lan",
+        "trusted_clients": PUBLIC_CLIENT4,
+        "lock_talk": 0,
+    }
+    with standing(network.router, options) as gate:
+        running = gateway({**options, "action_script": str(script)})
+        begin_tls(network, PUBLIC_CLIENT4, SERVERS)  # the network's own mail server, which is trusted
+        begin_tls(network, CLIENT4, SERVERS[:20])  # somebody who writes to friends
+        begin_tls(network, CLIENT4, SERVERS[:20])
+        time.sleep(1)
+        assert locked(running.locks) == []
+        with Gate(gate.pins) as counting:
+            found = counting.client(IPv4Address(CLIENT4), 60)
+            assert found
+            assert (found.syns, found.servers) == (40, 20)
+        begun = time.monotonic()
+        begin_tls(network, CLIENT4, SERVERS)
+        wait_until(lambda: locked(running.locks) == [CLIENT4], 5, "a lock on the bot")
+        assert time.monotonic() - begun < 20
+        cause = (running.locks / CLIENT4).read_text()
+        assert cause.startswith("FANOUT about 1")
+        assert "mail servers in 60 s" in cause
+        running.wait_log(f"LOCK:CREATED lock=.*/{CLIENT4}, src={CLIENT4}.*FANOUT")
+        wait_until(told.read_text, 5, "the action script")
+        assert told.read_text() == f"FANOUT {CLIENT4} {running.locks / CLIENT4}\n"
+        locks = locks_of(gate)
+        wait_until(lambda: IPv4Address(CLIENT4) in locks.dropped(), 5, "the lock in the gate")
+        assert not knock(network, CLIENT4, MAIL4)
+        assert locks.dropped()[IPv4Address(CLIENT4)] >= 1
+        (running.locks / CLIENT4).unlink()
+        wait_until(lambda: IPv4Address(CLIENT4) not in locks.dropped(), 5, "the lock gone from the gate")
+        locks.close()
+
+
+def test_a_gate_that_comes_later_is_used(network: Network, gateway: GatewayFactory) -> None:
+    options: Options = {"lock_on": "fanout", "lan_interfaces": "lan", "fanout_limit": 7}
+    running = gateway(options)
+    running.wait_log("FANOUT:BLIND .*appliance-ctl up")
+    lock = running.locks / CLIENT4
+    lock.write_text("by hand\n")
+    os.chown(lock, running.locks.stat().st_uid, -1)
+    for _ in range(2):  # up, down, and another one
+        with standing(network.router, options) as gate:
+            locks = locks_of(gate)
+            wait_until(lambda: IPv4Address(CLIENT4) in locks.dropped(), 10, "the lock in the gate")  # noqa: B023
+            locks.close()
+            with Gate(gate.pins) as found:
+                assert found.is_configured(gate.config())
+                running.reload({"fanout_limit": 9})
+                wait_until(lambda: not found.is_configured(gate.config()), 5, "a new limit")
+                running.reload({"fanout_limit": 7})
+                wait_until(lambda: found.is_configured(gate.config()), 5, "the old limit")
+
+
+def test_up_changes_what_differs_and_nothing_else(network: Network) -> None:
+    with standing(network.router) as gate:
+        assert gate.do("check") == []
+        first, inode = gate.link(), (gate.pins / "locks").stat().st_ino
+        assert gate.do("up") == []
+        assert gate.link() == first
+        gate.write(lock_talk=3, trusted_clients="10.0.0.7")
+        assert gate.do("check") == ["the gate works to other settings"]
+        assert gate.do("up") == []
+        assert gate.do("check") == []
+        gate.write(lan_interfaces="wan")
+        assert gate.do("check") == [
+            "the gate is not on wan",
+            "the gate is on lan, which is not in lan_interfaces",
+        ]
+        gate.write(lan_interfaces="lan,wan", xdp="generic")
+        assert gate.do("up") == []
+        assert "xdpgeneric" in gate.link()
+        gate.write(lan_interfaces="wan,nosuch,lo", xdp="auto")
+        complaints = gate.do("up")
+        assert [line.partition(": ")[2] for line in complaints] == [
+            "interface nosuch: No such device",
+            "interface lo: it carries no Ethernet frames; nft alone drops locked clients there",
+        ]
+        assert "xdp" not in gate.link()
+        assert (gate.pins / "locks").stat().st_ino == inode
+        gate.write(xdp="off")
+        assert gate.do("check") == ["the gate stands (/sys/fs/bpf/smtp-gated)"]
+        assert gate.do("up") == []
+        assert not gate.pins.exists()
+
+
+def test_another_program_is_left_alone(network: Network) -> None:
+    program = programs.load(programs.PASSES_ALL, "another")
+    other = inside(
+        network.router.namespace,
+        lambda: programs.attach(program, socket.if_nametoindex("lan"), programs.GENERIC),
+    )
+    gate = RouterGate(network.router, xdp="auto")
+    gate.write()
+    try:
+        (line,) = gate.do("up")
+        assert "interface lan: another XDP program is there" in line
+        assert "name another" in gate.link()
+    finally:
+        os.close(other)
+        os.close(program)
+        assert gate.do("down") == []
+
+
+def ids(pins: Path) -> dict[int, set[int]]:
+    """Give the kernel's numbers of what is pinned, by the command of bpf(2) that opens that by its number."""
+    found: dict[int, set[int]] = {PROGRAM_BY_ID: set(), MAP_BY_ID: set()}
+    for pin in pins.iterdir():
+        descriptor = maps.get(pin)
+        kind = PROGRAM_BY_ID if pin.name == "gate" else MAP_BY_ID
+        if "_" not in pin.name or pin.name.startswith("trusted"):  # no link
+            found[kind].add(int.from_bytes(maps.info(descriptor, 8)[4:], "little"))
+        os.close(descriptor)
+    return found
+
+
+def exist(found: dict[int, set[int]]) -> list[int]:
+    """Give the numbers of what the kernel still has."""
+    left = []
+    for command, numbers in found.items():
+        for number in numbers:
+            with contextlib.suppress(FileNotFoundError):
+                os.close(maps.bpf(command, number.to_bytes(4, "little"))[0])
+                left.append(number)
+    return left
+
+
+def test_down_leaves_nothing_behind(network: Network) -> None:
+    gate = RouterGate(network.router)
+    before, bare = gate.link(), sorted(gate.pins.parent.iterdir())
+    with standing(network.router) as gate:
+        found = ids(gate.pins)
+        assert [*map(len, found.values())] == [1, 6]
+        assert len(exist(found)) == 7
+    wait_until(lambda: not exist(found), 5, "all objects gone")
+    assert sorted(gate.pins.parent.iterdir()) == bare
+    assert gate.link() == before
+
+
+def test_the_compiler_does_not_stay(network: Network) -> None:
+    program = """
+import sys
+from pathlib import Path
+from appliance.bpf import gate
+from appliance.config import load
+print(gate.up(load(Path(sys.argv[1]))))
+print("libbcc" in Path("/proc/self/maps").read_text())
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")))
+"""
+    gate = RouterGate(network.router)
+    gate.write()
+    complaints, compiler, resident = network.router.run([PYTHON, "-c", program, gate.file]).stdout.split(
+        "\n"
+    )[:3]
+    assert gate.do("down") == []
+    assert (complaints, compiler) == ("[]", "False")
+    assert int(resident) < 60_000  # kB
+
+
+def test_fifty_thousand_locks(network: Network) -> None:
+    clients: dict[Address, tuple[float | None, str]] = {
+        IPv4Address(0x0A000000 + number): (None, "") for number in range(50_000)
+    }
+    with standing(network.router, {"lock_talk": 0}) as gate:
+        locks = locks_of(gate)
+        begun = time.monotonic()
+        locks.replace(clients)
+        took = time.monotonic() - begun
+        assert len(locks.dropped()) == 50_000
+        locks.add(IPv4Address(CLIENT4), time.time() + 60)
+        assert not knock(network, CLIENT4, MAIL4)
+        locks.remove(IPv4Address(CLIENT4))
+        assert knock(network, CLIENT4, MAIL4)
+        begun = time.monotonic()
+        locks.replace(clients)
+        again = time.monotonic() - begun
+        locks.replace({})
+        assert locks.dropped() == {}
+        locks.close()
+    assert took < 3
+    assert again < 3
+
+
+def test_without_headers_or_compiler_the_rest_works(network: Network, gateway: GatewayFactory) -> None:
+    gate = RouterGate(network.router)
+    gate.write()
+    (line,) = gate.do("up", {"BCC_KERNEL_SOURCE": "/nonexistent"})
+    assert "kernel headers: apt install linux-headers-amd64" in line
+    assert gate.do("check") == ["there is no gate"]
+    assert not gate.pins.exists()
+    running = gateway({"lock_on": "fanout"})
+    running.wait_log("FANOUT:BLIND")
+    with network.client.connect((MAIL4, 25), source=CLIENT4) as client:
+        assert client.recv(100)
