@@ -56,7 +56,7 @@ class Helper:
 
     def __init__(self, router: Host, *arguments: str | Path) -> None:
         gateways = ("--gateway", GATEWAY4, "--gateway", GATEWAY6)
-        self._command = [CHECKOUT / ".venv/bin/python", "-P", "-m", "appliance.helper.cli"]
+        self._command: list[str | Path] = [CHECKOUT / ".venv/bin/python", "-P", "-m", "appliance.helper.cli"]
         self._command += [*gateways, "--log-target", "stderr", *arguments]
         self._router = router
         self.process: Process

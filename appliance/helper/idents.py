@@ -5,11 +5,14 @@ better is known, it is the client's address: mail never waits for a name. Used b
 """
 
 import asyncio
-import contextlib
 import os
 import re
+import select
 import signal
+import subprocess
+import time
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -20,6 +23,7 @@ NAME_MAX = 32  # characters; what a datagram for IPv4 has room for
 FILE_MAX = 16 << 20  # bytes of a file of names
 COMMANDS = 8  # programs that run at once; more wait
 COMMAND_TIME = 2.0  # seconds for a program, its waiting included
+_LINE_MAX = 256  # bytes that a program prints
 _NAME = re.compile(rf"[A-Za-z0-9._@+=:/-]{{1,{NAME_MAX}}}")
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
@@ -99,44 +103,64 @@ class Command(Addresses):
     def __init__(self, program: Path, log: Log) -> None:
         self._program = program
         self._log = log
-        self._turns = asyncio.Semaphore(COMMANDS)
+        self._threads = ThreadPoolExecutor(COMMANDS, "command")
 
     async def name(self, connection: Flow) -> str:
         """Run the program, or take the address if it fails."""
+        deadline = time.monotonic() + COMMAND_TIME
+        run = asyncio.get_running_loop().run_in_executor
         try:
-            async with asyncio.timeout(COMMAND_TIME), self._turns:
-                return await self._run(connection)
-        except TimeoutError:
+            return await run(self._threads, self._run, connection, deadline)
+        except (subprocess.TimeoutExpired, TimeoutError):
             why = f"no name within {COMMAND_TIME:g} s"
         except (OSError, ValueError) as error:
             why = str(error)
         self._log.warning("IDENT:FAILED", client=connection.source, command=self._program, why=why)
         return await super().name(connection)
 
-    async def _run(self, connection: Flow) -> str:
-        """Give the first line that the program prints; it is killed if it does not end in time."""
-        loop = asyncio.get_running_loop()
-        transport, protocol = await loop.subprocess_exec(
-            lambda: asyncio.subprocess.SubprocessStreamProtocol(limit=256, loop=loop),
-            *map(str, (self._program, connection.source, connection.source_port)),
-            *map(str, (connection.destination, connection.destination_port)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
+    def _run(self, connection: Flow, deadline: float) -> str:
+        """Give the first line that the program prints, in a thread; it is killed if it has not ended then."""
+        if time.monotonic() > deadline:  # there were too many others
+            raise TimeoutError
+        ends = (
+            connection.source,
+            connection.source_port,
+            connection.destination,
+            connection.destination_port,
+        )
+        with subprocess.Popen(
+            [str(self._program), *map(str, ends)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             env=_ENVIRONMENT,
             cwd="/",
             start_new_session=True,
-        )
-        process = asyncio.subprocess.Process(transport, protocol, loop)
-        try:
-            assert process.stdout
-            line = await process.stdout.readline()
-            status = await process.wait()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            transport.close()  # what it started may hold the pipe open
+        ) as process:
+            try:
+                assert process.stdout
+                line = _first_line(process.stdout.fileno(), deadline)
+                status = process.wait(max(deadline - time.monotonic(), 0))
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
         name = line.decode("ascii", "replace").strip()
         if status or not _NAME.fullmatch(name):
             raise ValueError(f"exit status {status}, printed {name[:NAME_MAX]!r}")
         return name
+
+
+def _first_line(pipe: int, deadline: float) -> bytes:
+    """Read a line, or what there is of it at the end of file. Raises TimeoutError, ValueError if too long."""
+    read, ready = b"", select.poll()
+    ready.register(pipe)
+    while b"\n" not in read:
+        if not ready.poll(max(deadline - time.monotonic(), 0) * 1000):
+            raise TimeoutError
+        piece = os.read(pipe, _LINE_MAX)
+        if not piece:
+            return read
+        read += piece
+        if len(read) > _LINE_MAX:
+            raise ValueError(f"more than {_LINE_MAX} bytes printed")
+    return read.partition(b"\n")[0]
