@@ -1,4 +1,4 @@
-"""The gate on the lab's router, with real clients: drops, fan-out, coming and going, leaving nothing behind."""
+"""The gate on the lab's router, with real clients: drops, fan-out, coming and going without a trace."""
 
 import contextlib
 import json
