@@ -1,6 +1,6 @@
 # setup installs what is missing; every other goal calls it first. Run as root on Debian.
 PYTHON := .venv/bin/python
-APT := debootstrap iproute2 nftables python3-bpfcc python3-venv python3-wheel
+APT := debootstrap iproute2 nftables python3-bpfcc python3-nftables python3-venv python3-wheel
 
 .PHONY: setup check test test-deploy demo bench docs clean
 
