@@ -6,7 +6,7 @@ See `options.py` for how the table works. Values are judged in `option.py`.
 from pathlib import Path
 
 from appliance.config.dnsbl import NameServer
-from appliance.config.network import Net, Port, Socket
+from appliance.config.network import Net, Nets, Port, Socket
 from appliance.config.option import Enum, File, List, Maybe, Option, Text, UInt, Workers
 
 
@@ -69,14 +69,14 @@ class KernelOptions:
     )
     intercept_ports = Option(List(Port(), 64), (25,), "The ports whose connections are taken.", pending=True)
     trusted_clients = Option(
-        List(Net(), 1024),
+        Nets(1024),
         (),
         "The clients whose connections are never taken.",
         pending=True,
-        example="10.0.0.7,2001:db8::/48",
+        example="10.0.0.7,10.0.0.20-10.0.0.29,2001:db8::/48",
     )
     trusted_servers = Option(
-        List(Net(), 1024),
+        Nets(1024),
         (),
         "The servers to which connections are never taken.",
         pending=True,

@@ -6,10 +6,18 @@ up here.
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+    summarize_address_range,
+)
 from pathlib import Path
 
-from appliance.config.option import Int, Kind, shown
+from appliance.config.option import Int, Kind, List, shown
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -51,6 +59,32 @@ class Net(Kind[Network]):
         except ValueError as error:
             bits = ": it has bits behind its mask" if "host bits" in str(error) else ""
             raise ValueError(f"{shown(text)} is not a network{bits}") from None
+
+
+class Nets(List[Network]):
+    """Networks, addresses and ranges of addresses; a range is read as the few networks it consists of."""
+
+    def __init__(self, maximum: int) -> None:
+        super().__init__(Net(), maximum)
+        self.allowed += ", or a range such as 192.0.2.10-192.0.2.19"
+
+    def read(self, text: str) -> tuple[Network, ...]:
+        """Read networks, addresses and ranges."""
+        parts = (part.strip(" \t") for part in text.split(","))
+        networks = [network for part in parts if part for network in _networks(part)]
+        return super().read(",".join(map(str, networks)))
+
+
+def _networks(text: str) -> list[Network]:
+    first, dash, last = text.partition("-")
+    if not dash:
+        return [Net().read(text)]
+    low, high = IP().read(first.rstrip(" \t")), IP().read(last.lstrip(" \t"))
+    if isinstance(low, IPv4Address) and isinstance(high, IPv4Address) and low <= high:
+        return list(summarize_address_range(low, high))
+    if isinstance(low, IPv6Address) and isinstance(high, IPv6Address) and low <= high:
+        return list(summarize_address_range(low, high))
+    raise ValueError(f"{shown(text)} is not a range: it does not lead from an address to a higher one")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,101 @@
+"""appliance-ctl plan, up, down, check: the kernel's rules, seen and changed by a person or a unit of systemd.
+
+Registered by `app.py`. `appliance.nft.installer` does the work; here it is shown. None of them needs the
+daemon.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from appliance.ctl.base import Code, CtlError, clean, console, given, print_json
+from appliance.nft.installer import Installer, Plan, Refused
+from appliance.nft.kernel import KernelError
+
+commands = typer.Typer(rich_markup_mode=None)
+Early = Annotated[
+    bool, typer.Option("--early", help="Accept interfaces that are not there yet, as at the system's start.")
+]
+_COLOURS = {"+": "green", "-": "red", "@": "cyan"}
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn what the installer raises into words and an exit code."""
+    try:
+        yield
+    except Refused as error:
+        raise CtlError("\n".join(f"this cannot work: {reason}" for reason in error.reasons)) from None
+    except KernelError as error:
+        raise CtlError(f"the kernel's rules: {error}") from None
+    except PermissionError as error:
+        raise CtlError(f"the kernel's rules: {error}; root is needed", Code.FORBIDDEN) from None
+    except OSError as error:
+        raise CtlError(f"the kernel's rules: {error}; nothing was changed") from None
+
+
+@commands.command()
+def plan(context: typer.Context, early: Early = False) -> None:
+    """Show what `up` would change in the kernel, and change nothing."""
+    with _told():
+        found = Installer(given(context).config(), early=early).plan()
+    _show(context, found, "would change", "nothing would change: the kernel's rules are up already")
+
+
+@commands.command()
+def up(context: typer.Context, early: Early = False) -> None:
+    """Install or renew the kernel's rules: all of them or, when anything fails, none."""
+    with _told():
+        done = Installer(given(context).config(), early=early).up()
+    _show(context, done, "changed", "nothing to change: the kernel's rules are up already")
+
+
+@commands.command()
+def down(context: typer.Context) -> None:
+    """Remove the kernel's rules and leave everything else as it was before."""
+    with _told():
+        done = Installer(given(context).config()).down()
+    _show(context, done, "changed", "nothing to remove: the kernel's rules are not up")
+
+
+@commands.command()
+def check(context: typer.Context) -> Code:
+    """Tell where the kernel differs from the plan; exit code 1 if it does."""
+    with _told():
+        found = Installer(given(context).config()).check()
+    if given(context).as_json:
+        print_json({"differences": found})
+    elif found:
+        out = console()
+        for each in found:
+            out.print(Text(clean(each)), soft_wrap=True)
+        out.print(Text(f"{len(found)} differences; `appliance-ctl up` mends what is ours"), style="bold")
+    else:
+        console().print(Text("the kernel is as planned"))
+    return Code.FAILED if found else Code.DONE
+
+
+def _show(context: typer.Context, plan: Plan, verb: str, nothing: str) -> None:
+    if given(context).as_json:
+        print_json(
+            {
+                "changes": plan.difference,
+                "warnings": plan.warnings,
+                "commands": plan.commands,
+                "routing": {"add": [*map(str, plan.add)], "remove": [*map(str, plan.remove)]},
+            }
+        )
+        return
+    out = console()
+    for line in plan.difference[2:]:
+        out.print(Text(clean(line), _COLOURS.get(line[:1], "")), soft_wrap=True)
+    for warning in plan.warnings:
+        out.print(Text(f"warning: {clean(warning)}", "yellow"), soft_wrap=True)
+    if plan.empty:
+        out.print(Text(nothing))
+    else:
+        added, removed = (sum(line.startswith(sign) for line in plan.difference[2:]) for sign in "+-")
+        out.print(Text(f"{verb}: {added} lines more, {removed} fewer"), style="bold")

@@ -1,0 +1,81 @@
+"""The kernel through libnftables: one transaction, a listing, and a place to try rules in.
+
+Called by the installer. Works in the network namespace of the calling thread. Nothing here knows the
+configuration, nor what the rules are for.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from threading import Thread
+from typing import TypeVar
+
+from appliance.nft.expression import Json
+
+_CLONE_NEWNET = 0x40000000
+T = TypeVar("T")
+
+
+class KernelError(Exception):
+    """The kernel or libnftables refused; the text says what, and what to do where that is known."""
+
+
+def transact(commands: Sequence[Json]) -> list[Json]:
+    """Execute commands, all or none of them; give what they list. Raises KernelError."""
+    try:
+        from nftables import Nftables  # a package of the system, which may lack it
+    except ImportError:
+        raise KernelError("the nftables library is missing; install the package python3-nftables") from None
+    nft = Nftables()
+    nft.set_json_output(True)
+    status, output, error = nft.json_cmd({"nftables": list(commands)})
+    if status:
+        advice = "; appliance-ctl needs root" if os.geteuid() and "not permitted" in error else ""
+        raise KernelError(" ".join(error.split())[:400].removeprefix("internal:0:0-0: Error: ") + advice)
+    return list((output or {}).get("nftables", []))[1:]  # the first names libnftables
+
+
+def ruleset() -> list[Json]:
+    """List all tables of this namespace. Raises KernelError."""
+    return transact([{"list": {"ruleset": None}}])
+
+
+def elsewhere(work: Callable[[], T]) -> T:
+    """Call `work` in a new network namespace that ends with it; give its result or raise what it raised.
+
+    A namespace belongs to a thread; this one stays where it is. Raises KernelError if the kernel refuses.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def leave_and_work() -> None:
+        try:
+            if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET):
+                reason = os.strerror(ctypes.get_errno())
+                raise KernelError(
+                    f"no network namespace to try the rules in: {reason}; CAP_SYS_ADMIN is needed"
+                )
+            results.append(work())
+        except BaseException as error:  # raised again in the caller's thread
+            errors.append(error)
+
+    thread = Thread(target=leave_and_work, name="elsewhere")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def as_kernel_tells(commands: Sequence[Json]) -> list[Json]:
+    """Give commands that make tables in the words in which the kernel would list them.
+
+    They are executed in a namespace of their own, so that this shows whether it can do all that, too. Raises
+    KernelError.
+    """
+
+    def try_it() -> list[Json]:
+        transact(commands)
+        return ruleset()
+
+    return elsewhere(try_it)

@@ -1,0 +1,194 @@
+"""Policy routing: whatever carries the gateway's mark is delivered here, whoever it is addressed to.
+
+Called by the installer. Works in the network namespace of the calling thread, through pyroute2. Ours is what
+bears our number as routing protocol; nothing else is ever touched.
+"""
+
+import errno
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from appliance.config import Config
+from appliance.nft.names import PROTOCOL
+from appliance.nft.ruleset import versions
+
+# Before whatever rules an administrator has, for those would lead a marked packet away.
+FIRST = 10
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+_EVERYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
+_TO_TABLE, _GOTO, _NOTHING = 1, 2, 3  # what a rule does
+_LOCAL = 2  # the type of a route
+_HOST = 254  # the scope of local routes
+_INVERTED = 2  # the flag of a rule with a not
+_ALL_BITS = 0xFFFFFFFF
+_OF_THE_SYSTEM = {253: "default", 254: "main", 255: "local"}
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """A rule of policy routing, or the route it leads to if `priority` is 0; str() is as ip(8) says it."""
+
+    version: int
+    priority: int
+    mark: int = 0
+    from_router: bool = False
+    table: int = 0
+    target: int = 0
+
+    def __str__(self) -> str:
+        family = f"ip -{self.version}"
+        if not self.priority:
+            return f"{family} route: local default dev lo table {self.table} proto {PROTOCOL}"
+        selector = f"fwmark {self.mark:#x} " * bool(self.mark) + "iif lo " * self.from_router
+        does = f"lookup {self.table}" if self.table else f"goto {self.target}" if self.target else "nop"
+        return f"{family} rule: {self.priority}: from all {selector}{does} proto {PROTOCOL}"
+
+
+def wanted(config: Config) -> list[Entry]:
+    """Give what a configuration needs.
+
+    What the router itself sends passes over the rule that matters: with the sysctl tcp_fwmark_accept its
+    answers bear the mark and would never leave, and with src_valid_mark the kernel asks the rules where a
+    marked packet may come from as if one were sent there.
+    """
+    if "tproxy" not in config.mode:
+        return []
+    mark, table = config.fwmark, config.route_table
+    return sorted(
+        entry
+        for version in versions(config)
+        for entry in (
+            Entry(version, 0, table=table),
+            Entry(version, FIRST, mark, from_router=True, target=FIRST + 2),
+            Entry(version, FIRST + 1, mark, table=table),
+            Entry(version, FIRST + 2),
+        )
+    )
+
+
+def conflicts(config: Config) -> Iterator[str]:
+    """Tell for what else the mark and the table are used, each with what to do."""
+    if "tproxy" not in config.mode:
+        return
+    if config.route_table in _OF_THE_SYSTEM:
+        name = _OF_THE_SYSTEM[config.route_table]
+        yield f"route_table {config.route_table} is the system's table {name}; choose another"
+        return
+    with IPRoute() as netlink:
+        for version in versions(config):
+            for rule in _rules(netlink, version):
+                mark, mask = rule.get_attr("FRA_FWMARK"), rule.get_attr("FRA_FWMASK") or _ALL_BITS
+                where = f"ip -{version} rule {rule.get_attr('FRA_PRIORITY') or 0}"
+                if _is_ours(rule, "FRA_PROTOCOL") or rule["flags"] & _INVERTED:
+                    continue
+                if mark and config.fwmark & mask == mark:
+                    yield f"fwmark {config.fwmark} is used by {where}; choose another, or remove that rule"
+                elif _table(rule, "FRA_TABLE") == config.route_table:
+                    yield f"route_table {config.route_table} is used by {where}; choose another"
+            others = [route for route in _routes(netlink, version) if not _is_ours(route)]
+            if any(_table(route, "RTA_TABLE") == config.route_table for route in others):
+                yield f"route_table {config.route_table} has other routes of IPv{version}; choose another"
+
+
+def before_ours() -> Iterator[str]:
+    """Tell which rules of others are asked before ours."""
+    with IPRoute() as netlink:
+        for version in _FAMILIES:
+            for rule in _rules(netlink, version):
+                if 0 < (priority := rule.get_attr("FRA_PRIORITY") or 0) <= FIRST and not _is_ours(
+                    rule, "FRA_PROTOCOL"
+                ):
+                    yield f"ip -{version} rule {priority}"
+
+
+def present() -> list[Entry]:
+    """Give our rules and routes that are there."""
+    with IPRoute() as netlink:
+        found = [
+            Entry(version, 0, table=_table(route, "RTA_TABLE"))
+            for version in _FAMILIES
+            for route in _routes(netlink, version)
+            if _is_ours(route) and route["type"] == _LOCAL
+        ]
+        for version in _FAMILIES:
+            found += [
+                _entry(version, each) for each in _rules(netlink, version) if _is_ours(each, "FRA_PROTOCOL")
+            ]
+    return sorted(found)
+
+
+def _entry(version: int, rule: Any) -> Entry:
+    return Entry(
+        version,
+        rule.get_attr("FRA_PRIORITY") or 0,
+        rule.get_attr("FRA_FWMARK") or 0,
+        rule.get_attr("FRA_IIFNAME") == "lo",
+        _table(rule, "FRA_TABLE") if rule["action"] == _TO_TABLE else 0,
+        rule.get_attr("FRA_GOTO") or 0,
+    )
+
+
+def add(entry: Entry) -> None:
+    """Add a rule or route. Raises OSError."""
+    _do("add", entry)
+
+
+def remove(entry: Entry) -> None:
+    """Remove a rule or route of ours; nothing happens if it is gone. Raises OSError."""
+    try:
+        _do("del", entry)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESRCH):
+            raise
+
+
+def _do(what: str, entry: Entry) -> None:
+    family = _FAMILIES[entry.version]
+    try:
+        with IPRoute() as netlink:
+            if entry.priority:
+                action = _TO_TABLE if entry.table else _GOTO if entry.target else _NOTHING
+                selector: dict[str, Any] = {"fwmark": entry.mark, "fwmask": _ALL_BITS} if entry.mark else {}
+                if entry.from_router:
+                    selector["iifname"] = "lo"
+                if entry.table:
+                    selector["table"] = entry.table
+                if entry.target:
+                    selector["goto"] = entry.target
+                netlink.rule(
+                    what, family=family, priority=entry.priority, action=action, protocol=PROTOCOL, **selector
+                )
+                return
+            netlink.route(
+                what,
+                family=family,
+                type="local",
+                dst=_EVERYWHERE[entry.version],
+                table=entry.table,
+                scope=_HOST,
+                proto=PROTOCOL,
+                oif=netlink.link_lookup(ifname="lo")[0],
+            )
+    except NetlinkError as error:
+        raise OSError(error.code, f"{error.args[1]}: {what} {entry}") from None
+
+
+def _rules(netlink: Any, version: int) -> list[Any]:
+    return list(netlink.get_rules(family=_FAMILIES[version]))
+
+
+def _routes(netlink: Any, version: int) -> list[Any]:
+    return list(netlink.get_routes(family=_FAMILIES[version]))
+
+
+def _is_ours(message: Any, attribute: str = "") -> bool:
+    return bool((message.get_attr(attribute) if attribute else message["proto"]) == PROTOCOL)
+
+
+def _table(message: Any, attribute: str) -> int:
+    return int(message.get_attr(attribute) or message["table"])
