@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from appliance import process
+from appliance.proxy import seccomp
 
 _HIGHEST = 0xFFFFFFFE  # the next one means "leave unchanged" to setresuid(2)
 
@@ -84,9 +85,9 @@ def acting_as(owner: Identity) -> Iterator[None]:
 def drop(user: str, group: str, keep_net_raw: bool, root: Path | None = None, *, more: int = 0) -> None:
     """Become `user` and `group` for good, with no capability, or with CAP_NET_RAW alone, shut up in `root`.
 
-    `more` are the bits of other capabilities to keep, for a process that never hears a client.
-
-    Both may be names or numbers; empty ones stay as they are, and even root is left without capabilities.
+    `more` are the bits of other capabilities to keep, for a process that never hears a client. Raw sockets
+    cannot be made any more, whatever is kept, where the kernel has seccomp filters. User and group may be
+    names or numbers; empty ones stay as they are, and even root is left without capabilities.
     Programs started later inherit nothing. Raises PrivilegeError when anything is left over.
     """
     if threading.active_count() > 1:
@@ -111,6 +112,7 @@ def drop(user: str, group: str, keep_net_raw: bool, root: Path | None = None, *,
         process.prctl(process.PR_CAP_AMBIENT, process.PR_CAP_AMBIENT_CLEAR_ALL)
         process.prctl(process.PR_SET_KEEPCAPS, 0)
         process.prctl(process.PR_SET_NO_NEW_PRIVS, 1)
+        seccomp.allow_plain_sockets_alone()
         process.prctl(process.PR_SET_DUMPABLE, 0)  # its memory holds people's mail: no core file, no ptrace
         process.prctl(process.PR_SET_PDEATHSIG, dies_with_parent)  # forgotten with the old identity
     except OSError as error:
@@ -144,7 +146,7 @@ def _verify(target: Identity, keep: int) -> None:
         raise PrivilegeError(f"the identity is {os.getresuid()}, {os.getresgid()}, not what was asked for")
     if target.uid and process.capabilities() != (keep, keep, 0):
         raise PrivilegeError(f"capabilities {process.capabilities()} are left over; report this as a bug")
-    if not process.prctl(process.PR_GET_NO_NEW_PRIVS):
+    if process.LINUX and not process.prctl(process.PR_GET_NO_NEW_PRIVS):
         raise PrivilegeError("no_new_privs did not take effect; this kernel is too old")
     if not target.uid:
         return

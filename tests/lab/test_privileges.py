@@ -1,5 +1,6 @@
 """What a worker may do once it faces the network, and what the privileged supervisor keeps away from."""
 
+import json
 import pwd
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lab.gateway import GROUP, USER, Gateway
+from lab.image import CHECKOUT
 from lab.network import CLIENT4, Network
 from lab.process import wait_until
 from tests.lab.conftest import GatewayFactory
@@ -16,6 +18,53 @@ pytestmark = pytest.mark.lab
 
 NET_RAW = 1 << 13
 ESTABLISHED, LISTEN = "01", "0A"
+FILTERED = "2"  # seccomp's second mode
+
+ATTEMPTS = """
+import ctypes, json, os, socket, sys
+from nftables import Nftables
+from appliance import process
+from appliance.proxy.privileges import drop
+process.die_with_parent()
+if "drop" in sys.argv:
+    drop("nobody", "nogroup", "raw" in sys.argv)
+
+def attempt(work):
+    try:
+        return work() or "done"
+    except OSError as error:
+        return os.strerror(error.errno)
+
+def rule(*commands):
+    nft = Nftables()
+    return lambda: "done" if nft.json_cmd({"nftables": list(commands)})[0] == 0 else "refused"
+
+def transparent():
+    with socket.socket(socket.AF_INET6) as made:
+        made.setsockopt(socket.IPPROTO_IPV6, 75, 1)
+        made.bind(("2001:db8::99", 0))
+
+def io_uring():
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(425, 1, ctypes.create_string_buffer(120)) < 0:
+        raise OSError(ctypes.get_errno(), "")
+
+table = {"family": "inet", "name": "appliance"}
+sockets = {
+    "packets": (socket.AF_PACKET, socket.SOCK_RAW), "frames": (socket.AF_PACKET, socket.SOCK_DGRAM),
+    "raw": (socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP),
+    "raw6": (socket.AF_INET6, socket.SOCK_RAW, 58),
+    "any": (socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW),
+    "old": (socket.AF_INET, 10), "xdp": (44, socket.SOCK_RAW),
+    "tcp": (socket.AF_INET6, socket.SOCK_STREAM), "udp": (socket.AF_INET, socket.SOCK_DGRAM),
+    "unix": (socket.AF_UNIX, socket.SOCK_STREAM),
+}
+print(json.dumps({
+    "table": attempt(rule({"add": {"table": table}})), "flush": attempt(rule({"flush": {"ruleset": None}})),
+    "transparent": attempt(transparent), "io_uring": attempt(io_uring),
+    **{name: attempt(lambda: socket.socket(*each).close()) for name, each in sockets.items()},
+}))
+"""
 
 
 @pytest.fixture
@@ -51,9 +100,24 @@ def test_a_worker_has_the_one_capability_that_its_mode_needs(
                 **dict.fromkeys(("CapInh", "CapBnd", "CapAmb"), 0),
             }
             assert status["NoNewPrivs"] == "1"
+            assert status["Seccomp"] == FILTERED
             assert set(status["Uid"].split()) == {str(account.pw_uid)}
             assert set(status["Gid"].split()) == {str(account.pw_gid)}
             assert status["Groups"] == str(account.pw_gid)
+
+
+@pytest.mark.parametrize("keeps", ["", "raw"])
+def test_a_worker_can_neither_change_a_rule_nor_open_a_raw_socket(network: Network, keeps: str) -> None:
+    command = [CHECKOUT / ".venv/bin/python", "-c", ATTEMPTS]
+    apart = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    free = json.loads(network.router.run([*apart, *command]).stdout)
+    assert {name for name, became in free.items() if became != "done"} <= {"old", "io_uring"}  # known to work
+    found = json.loads(network.router.run([*apart, *command, "drop", keeps]).stdout)
+    for name in ("packets", "frames", "raw", "raw6", "any", "old", "xdp", "io_uring"):
+        assert found.pop(name) == "Operation not permitted", name
+    assert found.pop("table") == found.pop("flush") == "refused"
+    assert found.pop("transparent") == ("done" if keeps else "Operation not permitted")
+    assert found == {"tcp": "done", "udp": "done", "unix": "done"}
 
 
 @pytest.mark.option("set_group")
