@@ -35,7 +35,7 @@ class GateLocks:
 
     def add(self, address: Address, deadline: float | None, cause: str = "", /) -> None:  # noqa: ARG002
         """Lock a client until a unix time, None: without end, or give it another end; its counts stay."""
-        self._try(lambda: self._set({layout.pack_address(address): layout.deadline_of(deadline)}))
+        self._try(lambda: self._add(layout.pack_address(address), layout.deadline_of(deadline)))
 
     def remove(self, address: Address, /) -> None:
         """Unlock a client, whether or not it is locked."""
@@ -53,21 +53,19 @@ class GateLocks:
         wanted = {
             layout.pack_address(address): layout.deadline_of(until) for address, (until, _) in locks.items()
         }
-        present = {key: layout.unpack_lock(value)[0] for key, value in self._map.items()}
+        present = dict(self._map.items())
         for key in present.keys() - wanted.keys():
             self._map.delete(key)
-        self._set(
-            {
-                key: deadline
+        self._map.update_all(
+            [
+                (key, layout.pack_lock(deadline, present.get(key)))
                 for key, deadline in wanted.items()
-                if key not in present or not _same(deadline, present[key])
-            }
+                if key not in present or not _same(deadline, layout.unpack_lock(present[key])[0])
+            ]
         )
 
-    def _set(self, deadlines: Mapping[bytes, int]) -> None:
-        self._map.update_all(
-            [(key, layout.pack_lock(end, self._map.lookup(key))) for key, end in deadlines.items()]
-        )
+    def _add(self, key: bytes, deadline: int) -> None:
+        self._map.update(key, layout.pack_lock(deadline, self._map.lookup(key)))
 
     def _try(self, work: Callable[[], T]) -> None:
         try:

@@ -69,6 +69,10 @@ def warnings(config: Config) -> Iterator[tuple[str, str]]:
         yield "remote_routers", "not set, so whoever reaches the gateway is asked where its mail shall go"
     if "direct" in config.auth_skip and len(config.auth_skip) > 1:
         yield "auth_skip", "direct stops all inspection, so the other words change nothing"
+    if "fanout" in config.lock_on and config.xdp == "off":
+        yield "lock_on", "fanout is found by the gate alone, and xdp is off"
+    elif "fanout" in config.lock_on and not config.lan_interfaces:
+        yield "lock_on", "fanout is found on lan_interfaces alone, and none is set"
     yield from _idle_quotas(config)
     if config.dnsbl and sum(max(entry.weight, 0) for entry in config.dnsbl) < config.dnsbl_threshold:
         yield "dnsbl_threshold", "more than all zones of dnsbl weigh together, so they refuse nobody"

@@ -205,6 +205,8 @@ def test_of_two_lines_the_last_counts_with_a_warning() -> None:
         ),
         ("ratelimit_period 9\nratelimit_bytes 5", None),
         ("port 1\npid_hash_size 5", None),
+        ("lock_on fanout\nxdp off", "<text>:1: option lock_on: fanout is found by the gate alone"),
+        ("lock_on fanout", "<text>:1: option lock_on: fanout is found on lan_interfaces alone"),
         ("dnsbl", None),
         ("antispam_type spamassassin\nspam_max_size 1", None),
     ],
