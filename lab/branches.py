@@ -9,6 +9,7 @@ Both sites use the same private addresses, in IPv6, too, and hide them behind th
 appliance-helper on a router.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lab.host import Host
@@ -52,12 +53,16 @@ class Branches(Network):
 
 
 class Helper:
-    """appliance-helper on a router, for the lab's gateway; `arguments` are more of its options."""
+    """appliance-helper on a router, for the lab's gateway; `arguments` are more of its options.
 
-    def __init__(self, router: Host, *arguments: str | Path) -> None:
+    `before` is a command that starts it, instead of root.
+    """
+
+    def __init__(self, router: Host, *arguments: str | Path, before: Sequence[str] = ()) -> None:
         gateways = ("--gateway", GATEWAY4, "--gateway", GATEWAY6)
-        self._command: list[str | Path] = [CHECKOUT / ".venv/bin/python", "-P", "-m", "appliance.helper.cli"]
-        self._command += [*gateways, "--log-target", "stderr", *arguments]
+        program = CHECKOUT / ".venv/bin/python", "-P", "-m", "appliance.helper.cli"
+        self._command: list[str | Path] = [*before, *program, *gateways]
+        self._command += ["--log-target", "stderr", *arguments]
         self._router = router
         self.process: Process
         self.start()

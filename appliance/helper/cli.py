@@ -36,6 +36,7 @@ T = TypeVar("T")
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,  # they would show local variables, and one is the secret
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 

@@ -1,6 +1,7 @@
 """appliance-helper on a router, asked by everybody in every way: who gets which answer, and what it costs."""
 
 import contextlib
+import re
 import socket
 import struct
 import time
@@ -15,6 +16,7 @@ from appliance.origin import Flow, NotFound, Origin, Query, read_reply, write_qu
 from lab import router
 from lab.branches import GATEWAY4, GATEWAY6, ROUTERS4, ROUTERS6, Branches, Helper
 from lab.host import Host
+from lab.image import CHECKOUT
 from lab.network import CLIENT4, CLIENT6
 from lab.process import wait_until
 
@@ -238,16 +240,39 @@ def test_tcp_has_bounds(scene: Scene) -> None:
         assert b"ORIGIN" in heard(again)
 
 
+def _status(helper: Helper) -> dict[str, str]:
+    lines = Path(f"/proc/{helper.process.pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
 def test_it_keeps_one_capability_and_no_name_of_root(scene: Scene) -> None:
-    status = dict(
-        line.split(":\t", 1)
-        for line in Path(f"/proc/{scene.helper.process.pid}/status").read_text().splitlines()
-    )
+    status = _status(scene.helper)
     assert status["Uid"].split() == status["Gid"].split() == ["65534"] * 4
     for kind, bits in (("Prm", NET_ADMIN), ("Eff", NET_ADMIN), ("Inh", 0), ("Bnd", 0), ("Amb", 0)):
         assert int(status[f"Cap{kind}"], 16) == bits
     assert status["NoNewPrivs"] == "1"
     assert status["Threads"] == "1"
+
+
+def test_it_starts_as_the_unit_starts_it(network: Branches, scene: Scene) -> None:
+    """Not by root: by a user with two capabilities, of which it keeps one."""
+    unit = (CHECKOUT / "systemd" / "appliance-helper.service").read_text()
+    [granted] = re.findall(r"^AmbientCapabilities=(.*)$", unit, re.MULTILINE)
+    assert f"CapabilityBoundingSet={granted}\n" in unit
+    names = granted.replace("CAP_", "+").replace(" ", ",").lower()
+    caps = [f"--inh-caps={names}", f"--ambient-caps={names}", f"--bounding-set=-all,{names}"]
+    prefix = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *caps]
+    helper = Helper(network.router, "--listen", ROUTERS[4], "--port", "115", before=prefix)
+    try:
+        status = _status(helper)
+        assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == NET_ADMIN
+        assert int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0
+        with scene.socket() as asking:
+            asking.connect((ROUTERS[4], 115))
+            asking.send(write_query(scene.query(secret=0)))
+            assert read_reply(asking.recv(500), scene.query())
+    finally:
+        helper.close()
 
 
 def test_it_grows_with_nothing(scene: Scene) -> None:
