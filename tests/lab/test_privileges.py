@@ -108,7 +108,7 @@ def test_a_worker_has_the_one_capability_that_its_mode_needs(
 
 @pytest.mark.parametrize("keeps", ["", "raw"])
 def test_a_worker_can_neither_change_a_rule_nor_open_a_raw_socket(network: Network, keeps: str) -> None:
-    command = [CHECKOUT / ".venv/bin/python", "-c", ATTEMPTS]
+    command = [str(CHECKOUT / ".venv/bin/python"), "-c", ATTEMPTS]
     apart = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
     free = json.loads(network.router.run([*apart, *command]).stdout)
     assert {name for name, became in free.items() if became != "done"} <= {"old", "io_uring"}  # known to work

@@ -50,6 +50,13 @@ def wait_until(true: Callable[[], object], seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
+def command_line(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:  # it ended meanwhile
+        return ""
+
+
 class Gateway:
     """A gateway with its configuration file and directories, and a log to read."""
 
@@ -99,7 +106,7 @@ class Gateway:
 
     def workers(self) -> list[int]:
         children = Path(f"/proc/{self.pid()}/task/{self.pid()}/children").read_text()
-        return [int(pid) for pid in children.split()]
+        return [int(pid) for pid in children.split() if "appliance.proxy.worker" in command_line(pid)]
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid() or 0, number)
