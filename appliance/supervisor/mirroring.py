@@ -18,7 +18,7 @@ from appliance.config import Config
 from appliance.log import Log
 from appliance.supervisor.worker import NOT_FOR_CHILDREN
 
-_PAUSE = 5.0  # seconds before another start
+_PAUSE = 1.0  # seconds before another start
 
 
 class Mirroring:
@@ -49,6 +49,8 @@ class Mirroring:
 
     async def run(self) -> None:
         """Keep a mirror running until this is cancelled, or one ends of its own will: it has told why."""
+        if not process.LINUX:
+            return  # there is no nftables: pf has a mirror of its own
         if not process.capabilities()[0] >> process.CAP_NET_ADMIN & 1:
             why = "CAP_NET_ADMIN is missing: only the gateway itself turns locked clients away"
             self._log.warning("LOCK:KERNEL", why=why)
