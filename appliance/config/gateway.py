@@ -88,9 +88,7 @@ class KernelOptions:
         "Whether mail passes by or is refused while no gateway runs.",
         pending=True,
     )
-    lock_talk = Option(
-        UInt(), 10, "How many connections a minute a locked client may make to be told why.", pending=True
-    )
+    lock_talk = Option(UInt(), 10, "How many connections a minute a locked client may make to be told why.")
     fwmark = Option(
         UInt(1, 2**32 - 1), 1, "The mark of packets that are routed to the gateway.", pending=True
     )

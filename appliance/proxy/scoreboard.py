@@ -8,7 +8,6 @@ descriptor.
 import enum
 import mmap
 import os
-import tempfile
 
 
 class Counter(enum.IntEnum):
@@ -54,11 +53,7 @@ class Scoreboard:
     @classmethod
     def create(cls, rows: int) -> "Scoreboard":
         """Make a board of `rows` workers, all zero; its `fd` is what workers inherit."""
-        if hasattr(os, "memfd_create"):
-            fd = os.memfd_create("scoreboard")
-        else:
-            fd, name = tempfile.mkstemp()
-            os.unlink(name)  # noqa: PTH108 - a path of text
+        fd = os.memfd_create("scoreboard")
         os.ftruncate(fd, rows * _ROW)
         return cls(fd, 0)
 

@@ -150,11 +150,19 @@ class Worker:
         self.kill()
 
     async def _end(self) -> None:
+        ended = asyncio.Event()
+        pidfd = os.pidfd_open(self.pid)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(pidfd, ended.set)
         try:
             async with asyncio.timeout(_GONE_WITHIN):
-                code = await process.ended(self._process)
+                await ended.wait()
         except TimeoutError:
             self._accuse("it left without ending")
-            code = await process.ended(self._process)
+            await ended.wait()
+        finally:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+        code = self._process.wait()
         if not self.why and (code or not self._told_to_end):
             self.why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"

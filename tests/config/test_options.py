@@ -24,7 +24,6 @@ PENDING = {
     ),
     *(
         "on_failure",
-        "lock_talk",
         "fwmark",
         "route_table",
     ),
