@@ -1,12 +1,18 @@
-"""What a process may tell the kernel about itself through prctl(2), and which capabilities it has.
+"""What a process may tell the kernel about itself and its peers: prctl(2), capabilities, ends of children.
 
 Used by the supervisor and the workers alike. No policy lives here: who may do what is decided by the callers.
+Other systems than Linux have neither prctl nor capabilities: there requests do nothing, and root may all.
 """
 
+import asyncio
 import ctypes
 import os
 import signal
+import subprocess
+import sys
 from typing import Final
+
+LINUX: Final = sys.platform == "linux"
 
 PR_SET_PDEATHSIG: Final = 1
 PR_GET_PDEATHSIG: Final = 2
@@ -28,11 +34,14 @@ CAP_BPF: Final = 39
 CAP_LAST: Final = 63  # the bits a capability set has; the kernel knows fewer
 
 _VERSION_3: Final = 0x20080522
+_GLANCE: Final = 0.05  # seconds between two looks at a child, where the kernel does not tell of its end
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def prctl(option: int, argument: int = 0) -> int:
     """Call prctl(2) with one argument; give its result or raise OSError."""
+    if not LINUX:
+        return 0
     result: int = _libc.prctl(option, ctypes.c_ulong(argument), *[ctypes.c_ulong(0)] * 3)
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -41,6 +50,8 @@ def prctl(option: int, argument: int = 0) -> int:
 
 def load_average() -> float:
     """The load average of the last minute; needs no /proc, which a chroot may lack, as os.getloadavg does."""
+    if not LINUX:
+        return os.getloadavg()[0]
     information = (ctypes.c_ulong * 16)()  # struct sysinfo, some 110 bytes: uptime, then the three averages
     if _libc.sysinfo(information):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -67,6 +78,9 @@ def death_signal() -> int:
 
 def capabilities() -> tuple[int, int, int]:
     """Effective, permitted and inheritable capabilities of this thread as bit sets."""
+    if not LINUX:
+        every = (1 << CAP_LAST + 1) - 1 if os.geteuid() == 0 else 0
+        return every, every, 0
     data = (ctypes.c_uint32 * 6)()
     if _libc.capget((ctypes.c_uint32 * 2)(_VERSION_3, 0), data):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -76,7 +90,35 @@ def capabilities() -> tuple[int, int, int]:
 
 def set_capabilities(keep: int) -> None:
     """Make `keep` the effective and permitted set of this thread, and nothing inheritable."""
+    if not LINUX:
+        return
     low, high = keep & 0xFFFFFFFF, keep >> 32
     data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
     if _libc.capset((ctypes.c_uint32 * 2)(_VERSION_3, 0), data):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+async def ended(child: "subprocess.Popen[bytes]") -> int:
+    """Wait for a child's end and reap it; give its exit status as Popen.wait does."""
+    if not LINUX:
+        while (status := child.poll()) is None:  # noqa: ASYNC110 - there is nobody to set an Event
+            await asyncio.sleep(_GLANCE)
+        return status
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    descriptor = os.pidfd_open(child.pid)
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    return child.wait()
+
+
+def peer(descriptor: int) -> tuple[int, int]:
+    """Give the effective user and group of who connected to a UNIX socket, as BSD systems tell; OSError."""
+    uid, gid = ctypes.c_uint32(), ctypes.c_uint32()
+    if _libc.getpeereid(descriptor, ctypes.byref(uid), ctypes.byref(gid)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return uid.value, gid.value

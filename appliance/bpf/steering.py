@@ -9,8 +9,11 @@ lives. Everything known about a client lives in one worker, so nothing but the a
 import ctypes
 import socket
 import struct
+import sys
 from ipaddress import IPv4Address, IPv6Address
+from typing import Final
 
+AVAILABLE: Final = sys.platform == "linux"
 _SO_ATTACH_REUSEPORT_CBPF = 51
 _NETWORK_HEADER = 0xFFF00000  # SKF_NET_OFF: a load from there counts from the IP header, not from the payload
 

@@ -18,11 +18,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 from appliance.log import Log
+from appliance.process import ended
 
 _RUNNING = 32  # scripts at once
 _WAITING = 256  # events that wait for one of them to end; more are dropped
 _TIMEOUT = 60.0  # seconds until a script that hangs is killed with its process group
 _VALUE_LENGTH = 512
+# With threads, no code of its own had better run between fork and exec; not every system has another way.
+_LIMITS_OTHERS = hasattr(resource, "prlimit")
 _NULL = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)  # here already, because a chroot may not have it
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -83,11 +86,13 @@ NO_LIMITS: Limits = MappingProxyType({})
 def limits(*, core: int, virtual: int, data: int, file: int) -> Limits:
     """Put together the options limit_core_size, _virt_size, _data_size, _fsize; some numbers set no limit."""
     found = {
-        resource.RLIMIT_AS: virtual,
-        resource.RLIMIT_DATA: data,
-        resource.RLIMIT_FSIZE: file,
+        "RLIMIT_AS": virtual,
+        "RLIMIT_DATA": data,
+        "RLIMIT_FSIZE": file,
+    }  # OpenBSD does not have the first
+    above_zero = {
+        getattr(resource, name): most for name, most in found.items() if most > 0 and hasattr(resource, name)
     }
-    above_zero = {kind: most for kind, most in found.items() if most > 0}
     return above_zero | ({resource.RLIMIT_CORE: core} if core >= 0 else {})
 
 
@@ -150,12 +155,12 @@ class ActionScripts:
     async def _watch(self, process: subprocess.Popen[bytes], script: Path, event: Event) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                await _ended(process)
+                await ended(process)
         except TimeoutError:
             self._log.warning("ACTION:TIMEOUT", script=script, found=event.found, src=event.source_ip)
             with contextlib.suppress(PermissionError):  # it became another user, as by sudo
                 os.killpg(process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
-            await _ended(process)
+            await ended(process)
 
 
 def _start(
@@ -174,24 +179,19 @@ def _start(
         stdout=_NULL,
         stderr=_NULL,
         start_new_session=True,
+        preexec_fn=None if _LIMITS_OTHERS else lambda: _limit(0, limits),
     )
-    # Not before it runs: a process with threads must not run code of its own between fork and exec.
-    for kind, most in limits.items():
-        hard = resource.prlimit(process.pid, kind)[1]
-        lower = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.prlimit(process.pid, kind, (lower, lower))
+    if _LIMITS_OTHERS:
+        _limit(process.pid, limits)
     return process
 
 
-async def _ended(script: subprocess.Popen[bytes]) -> None:
-    """Wait for a script's end and reap it."""
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    descriptor = os.pidfd_open(script.pid)
-    loop.add_reader(descriptor, ended.set)
-    try:
-        await ended.wait()
-        script.wait()
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
+def _limit(pid: int, limits: Limits) -> None:
+    """Limit a process: another one where the system can do that, else, with 0, this one."""
+    for kind, most in limits.items():
+        hard = (resource.prlimit(pid, kind) if pid else resource.getrlimit(kind))[1]
+        lower = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        if pid:
+            resource.prlimit(pid, kind, (lower, lower))
+        else:
+            resource.setrlimit(kind, (lower, lower))

@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 
+from appliance import process
 from appliance.proxy import events
 from appliance.proxy.lookup import LookupFailure, Route
 from appliance.proxy.scoreboard import Counter
@@ -122,7 +123,8 @@ def outgoing(visit: Visit, route: Route) -> socket.socket:
         if source:
             # The port is chosen at connect, where it need only differ for the same server. The client's own
             # port would collide with the intercepted connection in connection tracking.
-            made.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+            if process.LINUX:
+                made.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
             made.bind((source, 0))
     except OSError:
         made.close()

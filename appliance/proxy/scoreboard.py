@@ -8,6 +8,7 @@ descriptor.
 import enum
 import mmap
 import os
+import tempfile
 
 
 class Counter(enum.IntEnum):
@@ -53,7 +54,11 @@ class Scoreboard:
     @classmethod
     def create(cls, rows: int) -> "Scoreboard":
         """Make a board of `rows` workers, all zero; its `fd` is what workers inherit."""
-        fd = os.memfd_create("scoreboard")
+        if hasattr(os, "memfd_create"):
+            fd = os.memfd_create("scoreboard")
+        else:
+            fd, name = tempfile.mkstemp()
+            os.unlink(name)  # noqa: PTH108 - a path of text
         os.ftruncate(fd, rows * _ROW)
         return cls(fd, 0)
 

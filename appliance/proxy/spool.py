@@ -148,7 +148,8 @@ class Spool:
 
 def _open_unnamed(directory: Path) -> int:
     """Return a file without a name that can be given one later, or -1 where there is no such thing."""
-    if not os.path.isdir("/proc/self/fd"):  # noqa: PTH112 - the name it may need later is reached through there
+    # The name it may need later is reached through /proc.
+    if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):  # noqa: PTH112
         return -1
     try:
         return os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)

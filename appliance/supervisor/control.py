@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance import process
 from appliance.log import Log
 
 GROUP = "appliance"
@@ -175,6 +176,9 @@ def _refuse_living(path: Path) -> None:
 
 def _peer(accepted: socket.socket) -> _Peer:
     """Ask the kernel who connected. The groups are those of that moment; nobody is looked up by name."""
+    if not process.LINUX:
+        uid, gid = process.peer(accepted.fileno())
+        return _Peer(0, uid, frozenset({gid}))
     pid, uid, gid = _CREDENTIALS.unpack(
         accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     )

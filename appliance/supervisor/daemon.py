@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from appliance import process
+from appliance.bpf import steering
 from appliance.config import OPTIONS, Config, ConfigError, load
 from appliance.log import Log
 from appliance.proxy.scoreboard import Scoreboard
@@ -113,7 +114,7 @@ class Supervisor:
         self.path = path
         self.config = config
         self._log = log
-        count = config.workers or len(os.sched_getaffinity(0))
+        count = config.workers or (len(os.sched_getaffinity(0)) if steering.AVAILABLE else 1)
         self._listeners = open_listeners(config, count)
         self.board = Scoreboard.create(count)
         self.workers = Workers(config, self._listeners, self.board, log, stderr=stderr)

@@ -5,9 +5,11 @@ keeps them, too, while the supervisor does. The kernel gives each client to one 
 `appliance.bpf.steering`). Nothing here accepts a connection.
 """
 
+import contextlib
 import errno
 import os
 import socket
+import sys
 
 from appliance.bpf import steering
 from appliance.config import Config
@@ -16,6 +18,8 @@ from appliance.supervisor.notify import forget, keep, kept
 
 _IP_TRANSPARENT = 19
 _IPV6_TRANSPARENT = 75
+
+_NO_BOTH = (OSError,) if sys.platform.startswith("openbsd") else ()  # its IPv6 sockets never take IPv4
 
 _ADVICE = {
     errno.EADDRINUSE: "another program listens there; stop it or change port",
@@ -31,6 +35,8 @@ def open_listeners(config: Config, count: int) -> list[socket.socket]:
 
     Those of the process before this one go on, with the connections that wait there, when they are the same.
     """
+    if count > 1 and not steering.AVAILABLE:
+        raise StartError(f"workers {count}: this system cannot keep a client with one worker; set it to 1")
     listeners = _kept(config, count)
     try:
         if not listeners:
@@ -87,7 +93,8 @@ def _bound(config: Config, *, grouped: bool) -> socket.socket:
         if grouped:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if address.version == 6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            with contextlib.suppress(*_NO_BOTH):
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         if config.mode.startswith("tproxy"):
             listener.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
             if address.version == 6:

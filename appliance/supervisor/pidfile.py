@@ -6,15 +6,26 @@ to the process and would be lost if any other part of it closed the file: only t
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
-import struct
+import sys
 from pathlib import Path
 
 from appliance.supervisor.errors import StartError
 
-_LOCK = "hhqqi"  # struct flock: type, whence, start, length, pid
+_HOW = [("l_type", ctypes.c_short), ("l_whence", ctypes.c_short)]
+_WHERE = [("l_start", ctypes.c_int64), ("l_len", ctypes.c_int64), ("l_pid", ctypes.c_int)]
+
+
+class _Lock(ctypes.Structure):
+    """A struct flock; FreeBSD's ends with the number of another machine."""
+
+    l_type: int
+    l_pid: int
+
+    _fields_ = [*_HOW, *_WHERE] if sys.platform == "linux" else [*_WHERE, *_HOW, ("l_sysid", ctypes.c_int)]
 
 
 def holder(path: Path) -> int | None:
@@ -24,11 +35,11 @@ def holder(path: Path) -> int | None:
     except FileNotFoundError:
         return None
     try:
-        asked = struct.pack(_LOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        kind, _, _, _, pid = struct.unpack(_LOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+        asked = _Lock(l_type=fcntl.F_WRLCK, l_whence=os.SEEK_SET)
+        found = _Lock.from_buffer_copy(fcntl.fcntl(fd, fcntl.F_GETLK, bytes(asked)))
     finally:
         os.close(fd)
-    return pid if kind != fcntl.F_UNLCK else None
+    return found.l_pid if found.l_type != fcntl.F_UNLCK else None
 
 
 class PidFile:

@@ -150,19 +150,11 @@ class Worker:
         self.kill()
 
     async def _end(self) -> None:
-        ended = asyncio.Event()
-        pidfd = os.pidfd_open(self.pid)
-        loop = asyncio.get_running_loop()
-        loop.add_reader(pidfd, ended.set)
         try:
             async with asyncio.timeout(_GONE_WITHIN):
-                await ended.wait()
+                code = await process.ended(self._process)
         except TimeoutError:
             self._accuse("it left without ending")
-            await ended.wait()
-        finally:
-            loop.remove_reader(pidfd)
-            os.close(pidfd)
-        code = self._process.wait()
+            code = await process.ended(self._process)
         if not self.why and (code or not self._told_to_end):
             self.why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
