@@ -4,7 +4,9 @@ The kernel finds a connection by its addresses and ports in a hash table, howeve
 costs as much among a million as among ten. Needs CAP_NET_ADMIN for each question. Used by `service.py` alone.
 """
 
+import asyncio
 import errno
+import os
 import socket
 from ipaddress import ip_address
 
@@ -14,6 +16,7 @@ from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple
 
 from appliance.origin import Address, Flow
 
+_WITHIN = 5.0  # seconds; an answer that was lost must not be waited for
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -41,11 +44,15 @@ class Conntrack:
             dport=flow.source_port,
         )
         try:
-            found = await self._sockets[version].entry("get", tuple_reply=wanted)
+            async with asyncio.timeout(_WITHIN):
+                found = await self._sockets[version].entry("get", tuple_reply=wanted)
+        except TimeoutError:
+            raise OSError(errno.ETIMEDOUT, "no answer from connection tracking") from None
         except NetlinkError as error:
             if error.code == errno.ENOENT:
                 return None
-            raise OSError(error.code, str(error)) from None
+            why = f"connection tracking says {os.strerror(error.code)}; is nf_conntrack_netlink loaded?"
+            raise OSError(error.code, why) from None
         seen = found[0].get_attr("CTA_TUPLE_ORIG")
         addresses, ports = seen.get_attr("CTA_TUPLE_IP"), seen.get_attr("CTA_TUPLE_PROTO")
 

@@ -34,6 +34,7 @@ class Scene(NamedTuple):
     network: Branches
     helper: Helper
     flows: dict[int, Flow]
+    listeners: dict[int, socket.socket]
 
     def socket(self, version: int = 4, host: Host | None = None, source: str = "") -> socket.socket:
         """Give a datagram socket of the gateway, or another host, that is connected to the helper."""
@@ -73,17 +74,19 @@ def secret(network: Branches) -> Path:
 
 @pytest.fixture(scope="module")
 def scene(network: Branches, secret: Path) -> Iterator[Scene]:
-    flows = {}
+    flows, listeners = {}, {}
     with contextlib.ExitStack() as stack:
         for version, server in SERVERS.items():
-            listener = stack.enter_context(network.gateway.listen((GATEWAYS[version], 9199)))
+            listener = listeners[version] = stack.enter_context(
+                network.gateway.listen((GATEWAYS[version], 9199))
+            )
             stack.enter_context(network.client.connect((server, 25)))
             accepted, peer = listener.accept()
             stack.enter_context(accepted)
             ends = ip_address(peer[0]), peer[1], ip_address(GATEWAYS[version]), 9199
             flows[version] = Flow(*ends)
         helper = stack.enter_context(contextlib.closing(Helper(network.router, "--secret-file", secret)))
-        yield Scene(network, helper, flows)
+        yield Scene(network, helper, flows, listeners)
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -112,6 +115,26 @@ def test_what_is_not_there_is_not_found(scene: Scene, version: int) -> None:
             assert len(reply) <= len(write_query(asked))
             with pytest.raises(NotFound):
                 read_reply(reply, asked)
+
+
+def test_questions_at_the_same_time_get_each_its_own_answer(scene: Scene, network: Branches) -> None:
+    servers = [f"198.51.100.{number}" for number in range(100, 140)]
+    with contextlib.ExitStack() as stack:
+        asking = stack.enter_context(scene.socket())
+        wanted = {}
+        for number, server in enumerate(servers):
+            stack.enter_context(network.client.connect((server, 25)))
+            accepted, peer = scene.listeners[4].accept()
+            stack.enter_context(accepted)
+            flow = Flow(ip_address(peer[0]), peer[1], ip_address(GATEWAY4), 9199)
+            wanted[number] = Query(flow, number, SECRET)
+        for query in wanted.values():
+            asking.send(write_query(query))
+        while wanted:
+            reply = asking.recv(500)
+            cookie = int.from_bytes(reply[4:8])
+            found = read_reply(reply, wanted.pop(cookie))
+            assert found == Origin(ip_address(servers[cookie]), 25, CLIENT4)
 
 
 def test_nobody_else_gets_a_byte(scene: Scene) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from lab.process import wait_until
+from tests.lab.scripted import descriptors
 from tests.proxy.inside import Inside
 from tests.proxy.lookup.helper import ROUTER, TcpHelper, TcpScript
 from tests.proxy.lookup.test_remote_udp import TEXTS, failed
@@ -115,6 +117,25 @@ def test_nobody_listens(inside: Inside) -> None:
     assert failed(inside) == "Connection refused"
     assert re.search(rf"src={ROUTER}:\d+, ident=, why=Connection refused", inside.wait_log("LOOKUP:FAILED"))
     inside.idle()
+
+
+def test_a_client_that_leaves_meanwhile_leaves_nothing_behind(
+    inside: Inside, asked: Callable[..., None]
+) -> None:
+    lines = []
+
+    def late(connection: socket.socket, line: bytes) -> None:
+        lines.append(line)
+        connection.recv(1)
+
+    asked(late)
+    before = descriptors(inside.pid)
+    clients = [inside.connect(ROUTER) for _ in range(20)]
+    wait_until(lambda: len(lines) == 20, 5, "all queries")
+    assert descriptors(inside.pid) == before + 40
+    for client in clients:
+        client.reset()
+    wait_until(lambda: descriptors(inside.pid) == before, 5, "their sockets' end")
 
 
 def silent(connection: socket.socket, _: bytes) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import socket
 import struct
 import threading
@@ -14,7 +13,7 @@ import pytest
 
 from appliance.origin import FOUND, NOT_FOUND, QUERY, REPLY, read_query, write_reply
 from lab.process import wait_until
-from tests.lab.scripted import ScriptedServer
+from tests.lab.scripted import ScriptedServer, descriptors
 from tests.proxy.inside import Inside
 from tests.proxy.lookup.helper import OTHER, ROUTER, UdpHelper, UdpScript, found
 
@@ -355,13 +354,13 @@ def test_rate_limits_and_locks_of_one_ident(inside: Inside, helper: UdpHelper, t
 
 def test_a_client_that_leaves_meanwhile_leaves_nothing_behind(inside: Inside, helper: UdpHelper) -> None:
     helper.script = lambda *_: None
-    before = len(os.listdir(f"/proc/{inside.pid}/fd"))  # noqa: PTH208
+    before = descriptors(inside.pid)
     clients = [inside.connect(ROUTER) for _ in range(20)]
     wait_until(lambda: len(helper.heard) == 20, 5, "all queries")
-    assert len(os.listdir(f"/proc/{inside.pid}/fd")) == before + 40  # noqa: PTH208
+    assert descriptors(inside.pid) == before + 40
     for client in clients:
         client.reset()
-    wait_until(lambda: len(os.listdir(f"/proc/{inside.pid}/fd")) == before, 5, "their sockets' end")  # noqa: PTH208
+    wait_until(lambda: descriptors(inside.pid) == before, 5, "their sockets' end")
     helper.script = found
     assert inside.send("", ROUTER).startswith("250")
     assert read_query(helper.heard[-1])
