@@ -74,7 +74,7 @@ def up(config: Config, pins: Path = PINS) -> list[str]:
 
     One that stands already, of the same source, stays, with its counts; what differs is changed.
     """
-    if config.xdp == "off":
+    if not _wanted(config):
         return down(pins)
     lacking = missing()
     if lacking and not _is_current(pins):
@@ -91,6 +91,10 @@ def up(config: Config, pins: Path = PINS) -> list[str]:
             return [*_attach_all(config, pins)]
     except OSError as error:
         return [f"xdp {config.xdp}: no gate; {error.filename or ''} {error.strerror or error}"]
+
+
+def _wanted(config: Config) -> bool:
+    return config.xdp != "off" and bool(config.lan_interfaces)
 
 
 def _stands(pins: Path) -> bool:
@@ -122,8 +126,6 @@ def _compile(pins: Path) -> None:
 
 def _attach_all(config: Config, pins: Path) -> Iterator[str]:
     """Attach to the LAN interfaces and to no other; give what does not work."""
-    if not config.lan_interfaces:
-        yield f"xdp {config.xdp}: the gate watches nothing; lan_interfaces is not set"
     wanted: dict[int, str] = {}
     for name in config.lan_interfaces:
         try:
@@ -152,6 +154,14 @@ def _demand_ethernet(interface: str) -> None:
         found = fcntl.ioctl(probe, _SIOCGIFHWADDR, struct.pack("16s24x", interface.encode()))
     if struct.unpack_from("=H", found, 16)[0] != _ETHERNET:
         raise OSError(errno.EPROTOTYPE, "it carries no Ethernet frames; nft alone drops locked clients there")
+
+
+def _has_other_frames(interface: str) -> bool:
+    try:
+        _demand_ethernet(interface)
+    except OSError as error:
+        return error.errno == errno.EPROTOTYPE
+    return False
 
 
 def _attach(program: int, index: int, wanted: str, pins: Path) -> str:
@@ -211,23 +221,42 @@ def attached(pins: Path = PINS) -> dict[str, str]:
 
 def differences(config: Config, pins: Path = PINS) -> list[str]:
     """Say in what the gate differs from the configuration, a line for each thing; what `up` would change."""
-    if config.xdp == "off":
+    if not _wanted(config):
         return [f"the gate stands ({pins})"] if pins.exists() else []
     try:
         if not _is_current(pins):
-            return ["the gate is out of date"] if _stands(pins) else ["there is no gate"]
+            return (
+                ["the gate is of another version; up renews it"]
+                if _stands(pins)
+                else ["there is no gate; up makes one"]
+            )
         with Gate(pins) as gate:
             found = [] if gate.is_configured(config) else ["the gate works to other settings"]
         watched = attached(pins)
     except OSError as error:
         return [f"the gate cannot be asked: {error.strerror}"]
-    found += [f"the gate is not on {name}" for name in config.lan_interfaces if name not in watched]
+    found += [
+        f"the gate is not on {name}"
+        for name in config.lan_interfaces
+        if name not in watched and not (config.xdp == "auto" and _has_other_frames(name))
+    ]
     for name, mode in watched.items():
         if name not in config.lan_interfaces:
             found.append(f"the gate is on {name}, which is not in lan_interfaces")
         elif config.xdp not in ("auto", mode):
             found.append(f"the gate is on {name} in {mode} mode")
     return found
+
+
+def check(config: Config, pins: Path = PINS) -> tuple[list[str], list[str]]:
+    """Give what `up` would mend, and what this machine lacks for a gate.
+
+    Where xdp is auto and something is lacking there need be no gate.
+    """
+    lacking = missing() if _wanted(config) and not _is_current(pins) else []
+    if lacking and config.xdp == "auto" and not _stands(pins):
+        return [], lacking
+    return differences(config, pins), lacking
 
 
 def down(pins: Path = PINS) -> list[str]:
@@ -296,7 +325,8 @@ def main() -> int:
             case "up":
                 lines = up(load(given.config), given.pins)
             case "check":
-                lines = differences(load(given.config), given.pins)
+                found, lacking = check(load(given.config), given.pins)
+                lines = found + lacking
             case "down":
                 lines = down(given.pins)
             case _:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from appliance.bpf import gate
 from appliance.ctl.base import Code, CtlError, clean, console, given, print_json
 from appliance.nft.installer import Installer, Plan, Refused
 from appliance.nft.kernel import KernelError
@@ -40,17 +41,21 @@ def _told() -> Iterator[None]:
 @commands.command()
 def plan(context: typer.Context, early: Early = False) -> None:
     """Show what `up` would change in the kernel, and change nothing."""
+    config = given(context).config()
     with _told():
-        found = Installer(given(context).config(), early=early).plan()
-    _show(context, found, "would change", "nothing would change: the kernel's rules are up already")
+        found = Installer(config, early=early).plan()
+    differs, lacking = gate.check(config)
+    nothing = "nothing would change: the kernel's rules are up already"
+    _show(context, found, "would change", nothing, [*differs, *lacking])
 
 
 @commands.command()
 def up(context: typer.Context, early: Early = False) -> None:
     """Install or renew the kernel's rules: all of them or, when anything fails, none."""
+    config = given(context).config()
     with _told():
-        done = Installer(given(context).config(), early=early).up()
-    _show(context, done, "changed", "nothing to change: the kernel's rules are up already")
+        done = Installer(config, early=early).up()
+    _show(context, done, "changed", "nothing to change: the kernel's rules are up already", gate.up(config))
 
 
 @commands.command()
@@ -58,16 +63,18 @@ def down(context: typer.Context) -> None:
     """Remove the kernel's rules and leave everything else as it was before."""
     with _told():
         done = Installer(given(context).config()).down()
-    _show(context, done, "changed", "nothing to remove: the kernel's rules are not up")
+    _show(context, done, "changed", "nothing to remove: the kernel's rules are not up", gate.down())
 
 
 @commands.command()
 def check(context: typer.Context) -> Code:
     """Tell where the kernel differs from the plan; exit code 1 if it does."""
+    config = given(context).config()
+    differs, lacking = gate.check(config)
     with _told():
-        found = Installer(given(context).config()).check()
+        found = [*Installer(config).check(), *differs]
     if given(context).as_json:
-        print_json({"differences": found})
+        print_json({"differences": found, "missing": lacking})
     elif found:
         out = console()
         for each in found:
@@ -75,10 +82,14 @@ def check(context: typer.Context) -> Code:
         out.print(Text(f"{len(found)} differences; `appliance-ctl up` mends what is ours"), style="bold")
     else:
         console().print(Text("the kernel is as planned"))
+    if not given(context).as_json:
+        for line in lacking:
+            console().print(Text(f"missing for the gate: {clean(line)}", "yellow"), soft_wrap=True)
     return Code.FAILED if found else Code.DONE
 
 
-def _show(context: typer.Context, plan: Plan, verb: str, nothing: str) -> None:
+def _show(context: typer.Context, plan: Plan, verb: str, nothing: str, of_gate: list[str]) -> None:
+    """Print what changes; `of_gate` is what there is to say about the gate."""
     if given(context).as_json:
         print_json(
             {
@@ -86,13 +97,14 @@ def _show(context: typer.Context, plan: Plan, verb: str, nothing: str) -> None:
                 "warnings": plan.warnings,
                 "commands": plan.commands,
                 "routing": {"add": [*map(str, plan.add)], "remove": [*map(str, plan.remove)]},
+                "gate": of_gate,
             }
         )
         return
     out = console()
     for line in plan.difference[2:]:
         out.print(Text(clean(line), _COLOURS.get(line[:1], "")), soft_wrap=True)
-    for warning in plan.warnings:
+    for warning in (*plan.warnings, *of_gate):
         out.print(Text(f"warning: {clean(warning)}", "yellow"), soft_wrap=True)
     if plan.empty:
         out.print(Text(nothing))

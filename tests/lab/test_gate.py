@@ -204,7 +204,8 @@ def test_a_bot_that_only_speaks_tls_is_locked_and_others_are_not(
         with Gate(gate.pins) as counting:
             found = counting.client(IPv4Address(CLIENT4), 60)
             assert found
-            assert (found.syns, found.servers) == (40, 20)
+            assert found.syns == 40
+            assert 17 <= found.servers <= 21  # some share a bit by chance
         begun = time.monotonic()
         begin_tls(network, CLIENT4, SERVERS)
         wait_until(lambda: locked(running.locks) == [CLIENT4], 5, "a lock on the bot")
@@ -268,6 +269,7 @@ def test_up_changes_what_differs_and_nothing_else(network: Network) -> None:
             "interface nosuch: No such device",
             "interface lo: it carries no Ethernet frames; nft alone drops locked clients there",
         ]
+        assert gate.do("check") == ["the gate is not on nosuch"]
         assert "xdp" not in gate.link()
         assert (gate.pins / "locks").stat().st_ino == inode
         gate.write(xdp="off")
@@ -317,13 +319,25 @@ def exist(found: dict[int, set[int]]) -> list[int]:
     return left
 
 
-def test_down_leaves_nothing_behind(network: Network) -> None:
+def test_appliance_ctl_brings_it_up_and_down_without_a_trace(network: Network) -> None:
     gate = RouterGate(network.router)
+    gate.write()
+
+    def ctl(what: str) -> str:
+        done = network.router.run([PYTHON.with_name("appliance-ctl"), "--config", gate.file, what])
+        return done.stdout
+
     before, bare = gate.link(), sorted(gate.pins.parent.iterdir())
-    with standing(network.router) as gate:
+    try:
+        assert "there is no gate; up makes one" in ctl("plan")
+        ctl("up")
+        assert ctl("check") == "the kernel is as planned\n"
+        assert "name gate" in gate.link()
         found = ids(gate.pins)
         assert [*map(len, found.values())] == [1, 6]
         assert len(exist(found)) == 7
+    finally:
+        ctl("down")
     wait_until(lambda: not exist(found), 5, "all objects gone")
     assert sorted(gate.pins.parent.iterdir()) == bare
     assert gate.link() == before
@@ -378,7 +392,12 @@ def test_without_headers_or_compiler_the_rest_works(network: Network, gateway: G
     gate.write()
     (line,) = gate.do("up", {"BCC_KERNEL_SOURCE": "/nonexistent"})
     assert "kernel headers: apt install linux-headers-amd64" in line
-    assert gate.do("check") == ["there is no gate"]
+    assert gate.do("check", {"BCC_KERNEL_SOURCE": "/nonexistent"}) == [
+        "there is no gate; up makes one",
+        line.partition("is ")[2],
+    ]
+    gate.write(xdp="auto")
+    assert gate.do("check", {"BCC_KERNEL_SOURCE": "/nonexistent"}) == [line.partition("is ")[2]]
     assert not gate.pins.exists()
     running = gateway({"lock_on": "fanout"})
     running.wait_log("FANOUT:BLIND")

@@ -236,7 +236,8 @@ def test_a_client_is_counted(judge: Judge, gate: Gate, locks: GateLocks) -> None
         judge(syn(client))
     found = gate.client(ip_address(client), 3600)
     assert found
-    assert (found.syns, found.dropped, found.servers) == (8, 3, 2)
+    assert (found.syns, found.dropped) == (8, 3)
+    assert found.servers in (1, 2)  # two share a bit by chance, once in a thousand runs
     assert found.seen == pytest.approx(time.time(), abs=30)
     assert [each.syns for each in gate.clients(3600) if each.address == found.address] == [8]
     assert gate.client(ip_address("203.0.113.9"), 3600) is None  # trusted
@@ -280,7 +281,7 @@ def test_nobody_is_reported_unless_that_is_wanted(judge: Judge, gate: Gate) -> N
     assert report_after(judge, gate, "10.77.1.94", 100, 25) == []
     found = gate.client(ip_address("10.77.1.94"), 3600)
     assert found
-    assert found.servers == pytest.approx(100, rel=0.08)
+    assert found.servers == pytest.approx(100, rel=0.1)
 
 
 @pytest.mark.option("fanout_period")
