@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -37,9 +38,12 @@ def run(site: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def configured(home: Path, mode: str) -> Path:
     file = home / "gate.conf"
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
     options = {"mode": mode, "workers": "1", "pidfile": home / "pid", "statefile": home / "state"}
     options |= {"spool_path": home / "spool", "lock_path": home / "lock", "log_target": "stderr"}
-    options |= {"bind_address": "127.0.0.1", "port": "9190", "proxy_name": "gate.example"}
+    options["control_socket"] = home / "control"
+    options |= {"bind_address": "127.0.0.1", "port": str(port), "proxy_name": "gate.example"}
     file.write_text("".join(f"{name} {value}\n" for name, value in options.items()))
     return file
 

@@ -44,6 +44,15 @@ def test_it_looks_like_another_system() -> None:
     assert "FileNotFoundError" in done.stderr
 
 
+def test_a_record_lock_is_laid_out_as_there() -> None:
+    code = (
+        "import ctypes; from appliance.supervisor.pidfile import _Lock as lock; "
+        "print(ctypes.sizeof(lock), *(f'{name}={getattr(lock, name).offset}' for name, _ in lock._fields_))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "32 l_start=0 l_len=8 l_pid=16 l_type=20 l_whence=22 l_sysid=24\n"
+
+
 def test_the_modes_are_those_of_the_system() -> None:
     done = run("-V")
     assert (done.returncode, done.stderr) == (0, "")
