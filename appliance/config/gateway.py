@@ -50,9 +50,8 @@ class GatewayOptions:
     metrics_listen = Option(
         Maybe(Socket()),
         None,
-        "Where metrics are served over HTTP; nowhere when unset.",
+        "Where metrics are served over HTTP, at /metrics; nowhere when unset.",
         restart=True,
-        pending=True,
         example="127.0.0.1:9925",
     )
 

@@ -1,11 +1,9 @@
 """The command line of appliance-ctl, the console script: its shared options, its commands, its exit codes.
 
-Each module named in `_MODULES` has a typer app `commands`. How a command fails is told here, in one place; no
+Each module of commands has a typer app `commands`. How a command fails is told here, in one place; no
 command lives here.
 """
 
-import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +13,8 @@ import click
 import typer
 
 from appliance.config import ConfigError
+from appliance.ctl import configuration, explain, gateway, kernel, limits, locking, top
 from appliance.ctl.base import DEFAULT_FILE, Code, Context, CtlError, clean
-
-_MODULES = ("kernel", "gateway", "locking", "limits", "explain", "configuration", "top")
 
 _CODES = """Exit codes: 0 done; 1 it failed, or check found a difference; 2 the configuration file is wrong; \
 3 wrong usage; 4 no gateway runs, and the command needs one; 5 the right to ask it is missing."""
@@ -102,6 +99,5 @@ def _tell(words: str) -> None:
         print(f"appliance-ctl: {clean(line)}", file=sys.stderr)
 
 
-for _name in _MODULES:
-    if importlib.util.find_spec(f"appliance.ctl.{_name}"):
-        app.add_typer(importlib.import_module(f"appliance.ctl.{_name}").commands)
+for _module in (gateway, locking, limits, explain, configuration, top, kernel):
+    app.add_typer(_module.commands)

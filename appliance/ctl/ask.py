@@ -6,6 +6,7 @@ answer is not trusted to be short or to come at all.
 
 import json
 import socket
+import struct
 from typing import Any
 
 from appliance.config import Config
@@ -15,6 +16,7 @@ from appliance.supervisor.control import GROUP
 
 _PATIENCE = 45.0  # seconds; the supervisor gives up earlier
 _LONGEST_ANSWER = 32 << 20  # bytes
+_TIME = struct.Struct("ll")
 _CODES = {"forbidden": Code.FORBIDDEN, "usage": Code.BAD_USAGE}
 
 
@@ -28,8 +30,10 @@ def ask(context: Context, do: str, **more: object) -> dict[str, Any]:
         )
     try:
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(_PATIENCE)
+            # A full queue is waited for by the kernel alone, and not where Python has set a timeout.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIME.pack(int(_PATIENCE), 0))
             sock.connect(str(path))
+            sock.settimeout(_PATIENCE)
             sock.sendall(json.dumps({"do": do, **more}).encode() + b"\n")
             answer = _parsed(_line(sock))
     except (FileNotFoundError, ConnectionRefusedError):
@@ -40,7 +44,7 @@ def ask(context: Context, do: str, **more: object) -> dict[str, Any]:
             f"run this as root, or have yourself added to the group (usermod -aG {GROUP} NAME)",
             Code.FORBIDDEN,
         ) from None
-    except TimeoutError:
+    except (TimeoutError, BlockingIOError):
         raise CtlError(f"control_socket {path}: no answer within {_PATIENCE:.0f} s; see the log") from None
     except OSError as error:
         raise CtlError(f"control_socket {path}: {error.strerror or error}; see the gateway's log") from None

@@ -171,7 +171,7 @@ def _tell_silent(silent: list[object]) -> None:
 def clients(
     context: typer.Context,
     by: Annotated[str, typer.Option(metavar="COLUMN", help=f"One of {', '.join(TALLIES)}.")] = TALLIES[0],
-    most: Annotated[int, typer.Option(min=1, max=1000, help="How many to show.")] = 20,
+    most: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=1000, help="How many to show.")] = 20,
 ) -> None:
     """List who talks most, in the last one to two hours: connections, mails, refusals, mail servers."""
     found = busiest(given(context), by, most)

@@ -28,7 +28,7 @@ Client = Annotated[
 @commands.command()
 def locks(
     context: typer.Context,
-    most: Annotated[int, typer.Option(min=1, help="How many to show; JSON has all.")] = 500,
+    most: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="How many to show; JSON has all.")] = 500,
 ) -> None:
     """List who is locked out: why, since when, until when, how many packets were dropped, and where it is."""
     config = given(context).config()

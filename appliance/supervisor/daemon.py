@@ -22,11 +22,12 @@ from appliance.supervisor import checks, status
 from appliance.supervisor.background import run_in_background
 from appliance.supervisor.control import ControlSocket
 from appliance.supervisor.errors import StartError
-from appliance.supervisor.features import modes, version
 from appliance.supervisor.fanout import FanOut
+from appliance.supervisor.features import modes, version
+from appliance.supervisor.http import MetricsServer
 from appliance.supervisor.listeners import open_listeners
-from appliance.supervisor.notify import notify, watchdog_interval
 from appliance.supervisor.mirroring import Mirroring
+from appliance.supervisor.notify import notify, watchdog_interval
 from appliance.supervisor.pidfile import PidFile
 from appliance.supervisor.requests import Requests
 from appliance.supervisor.workers import Workers
@@ -118,14 +119,17 @@ class Supervisor:
         self._listeners = open_listeners(config, count)
         self.board = Scoreboard.create(count)
         self.workers = Workers(config, self._listeners, self.board, log, stderr=stderr)
-        self.started = self.restarted = time.time()
         self._mirroring = Mirroring(config, log, stderr=stderr)
         self._fanout = FanOut(config, self.workers, log, self._mirroring.renew)
+        self.started = self.restarted = time.time()
         self.ending = False
         self._status_wanted = asyncio.Event()
-        self._control: ControlSocket | None = None
+        requests = Requests(self, log)
+        self._doors: list[ControlSocket | MetricsServer] = []
         if config.control_socket:
-            self._control = ControlSocket(config.control_socket, Requests(self, log).answer, log)
+            self._doors.append(ControlSocket(config.control_socket, requests.answer, log))
+        if config.metrics_listen:
+            self._doors.append(MetricsServer(config.metrics_listen, requests.metrics, log))
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serve; `ready` is called when every worker does. Returns when all have ended. Raises StartError."""
@@ -133,8 +137,8 @@ class Supervisor:
         await self.workers.start()
         if not self.ending:
             self._log.notice("START", version=version(), workers=len(self._listeners), mode=self.config.mode)
-            if self._control:
-                await self._control.open()
+            for door in self._doors:
+                await door.open()
             ready()
             notify("READY=1")
         chores = [
@@ -144,8 +148,8 @@ class Supervisor:
         await self.workers.ended()
         for chore in chores:
             chore.cancel()
-        if self._control:
-            self._control.close()
+        for door in self._doors:
+            door.close()
         self._log.notice("STOP")
 
     def _handle_signals(self) -> None:
@@ -197,9 +201,9 @@ class Supervisor:
         for listener in self._listeners:
             listener.listen(effective.connect_queue)
         self.workers.reload(effective)
-        self.restarted = time.time()
         self._mirroring.reload(effective)
         self._fanout.reload(effective)
+        self.restarted = time.time()
         warnings = [*effective.warnings, *checks.warnings(effective)]
         if late:
             warnings.append(f"RELOAD: a restart is needed before these take effect: {' '.join(late)}")

@@ -1,8 +1,9 @@
 """The manual pages: `python -m appliance.supervisor.manual` writes man/ from its templates (`make docs`).
 
 A template is roff, written by hand, with a line `@SECTION@` where the options of a section of the
-configuration table go, or `@commands@` for those of the command line. A test holds the pages against what
-this would write. Nothing here is used by a gateway that runs.
+configuration table go, `@commands@` for those of smtp-gated's command line, or `@ctl@` for the commands of
+appliance-ctl. docs/metrics.md is written, too. A test holds the files against what this would write. Nothing
+here is used by a gateway that runs.
 """
 
 import re
@@ -16,10 +17,13 @@ import typer
 
 from appliance.config import OPTIONS
 from appliance.config.option import Option
+from appliance.ctl import app as ctl
+from appliance.supervisor import metrics
 from appliance.supervisor.cli import app
 
 DIRECTORY = Path(__file__).parents[2] / "man"
-PAGES = ("smtp-gated.conf.5", "smtp-gated.8")
+PAGES = ("smtp-gated.conf.5", "smtp-gated.8", "appliance-ctl.8")
+METRICS = DIRECTORY.parent / "docs" / "metrics.md"
 SECTIONS = {option.section for option in OPTIONS.values()}
 
 _PLACE = re.compile(r"^@([a-z]+)@$", re.MULTILINE)
@@ -32,7 +36,10 @@ def page(template: str) -> str:
 
 def _entries(place: str) -> Iterator[str]:
     if place == "commands":
-        yield from _commands()
+        yield from _options(typer.main.get_command(app))
+        return
+    if place == "ctl":
+        yield from _subcommands(ctl.command(), "")
         return
     if place not in SECTIONS:
         raise KeyError(place)
@@ -60,12 +67,31 @@ def _option(option: Option[Any]) -> Iterator[str]:
         yield f"Example: {_bold(f'{option.name} {option.example}')}"
 
 
-def _commands() -> Iterator[str]:
-    command = typer.main.get_command(app)
+def _options(command: click.Command) -> Iterator[str]:
     for parameter in command.params:
-        if isinstance(parameter, click.Option):
-            argument = "" if parameter.is_flag else f" {_italic(parameter.metavar or '')}"
+        if isinstance(parameter, click.Option) and not parameter.hidden:
+            argument = (
+                "" if parameter.is_flag else f" {_italic(parameter.metavar or parameter.type.name.upper())}"
+            )
             yield from (".TP", _bold(parameter.opts[0]) + argument, _roff(parameter.help or ""))
+
+
+def _subcommands(group: click.Command, before: str) -> Iterator[str]:
+    """Give the entries of a group's commands, each under its full name."""
+    assert isinstance(group, click.Group)
+    for name, command in group.commands.items():
+        full = f"{before}{name}"
+        if isinstance(command, click.Group):
+            yield from _subcommands(command, f"{full} ")
+            continue
+        arguments = [
+            f" {_italic(parameter.make_metavar(click.Context(command)))}"
+            for parameter in command.params
+            if isinstance(parameter, click.Argument)
+        ]
+        yield from (".TP", _bold(full) + "".join(arguments), _roff(" ".join((command.help or "").split())))
+        if options := list(_options(command)):
+            yield from (".RS", *options, ".RE")
 
 
 def _bold(text: str) -> str:
@@ -83,10 +109,11 @@ def _roff(text: str) -> str:
 
 
 def main() -> int:
-    """Write both pages."""
+    """Write the pages and the list of metrics."""
     for name in PAGES:
         template = (DIRECTORY / f"{name}.in").read_text(encoding="utf-8")
         (DIRECTORY / name).write_text(page(template), encoding="utf-8")
+    METRICS.write_text(metrics.documentation(), encoding="utf-8")
     return 0
 
 

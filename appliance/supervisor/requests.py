@@ -1,8 +1,9 @@
-"""What the supervisor answers to requests on the control socket.
+"""What the supervisor answers to requests on the control socket, and for metrics.
 
-`control.py` calls `answer` for each; appliance-ctl asks. Facts come from the supervisor itself and, for
-sessions, clients and scanners, from the workers, whose answers are handed on as they are: text in them was
-chosen by clients, and whoever prints it has to make it harmless. A worker that does not answer is named.
+`control.py` calls `answer` for each of appliance-ctl's requests, `http.py` calls `metrics`. Facts come from
+the supervisor itself and, for sessions, clients and scanners, from the workers, whose answers are handed on
+as they are: text in them was chosen by clients, and whoever prints it has to make it harmless. A worker that
+does not answer is named.
 """
 
 import asyncio
@@ -64,7 +65,7 @@ class Requests:
             "sessions": self._sessions,
             "clients": self._clients,
             "client": self._client,
-            "scanners": self.scanners,
+            "scanners": self._scanners,
             "config": self._config,
             "reload": self._reload,
             "drain": self._drain,
@@ -106,7 +107,7 @@ class Requests:
                 }
                 for index, worker in gateway.workers.all()
             ],
-            **await self.scanners({}),
+            "scanners": await self._scanner_rows(),
         }
 
     async def _sessions(self, _: Request) -> Answer:
@@ -154,16 +155,36 @@ class Requests:
         index = worker_of(address, self._gateway.board.rows)
         return {**known, "worker": index, "ending": self._gateway.ending}
 
-    async def scanners(self, _: Request) -> Answer:
-        """Tell how the scanners are, as a worker sees them, who has the rights to reach them that count."""
+    async def _scanners(self, _: Request) -> Answer:
+        return {"scanners": await self._scanner_rows()}
+
+    async def _scanner_rows(self) -> Rows | None:
+        """Tell how the scanners are, as a worker sees them: its rights to reach them are what counts."""
         if self._asking is None or (self._asking.done() and time.monotonic() > self._asked + _HEALTH_AGE):
             self._asked = time.monotonic()
             self._asking = asyncio.create_task(self._ask_scanners())
-        return {"scanners": await asyncio.shield(self._asking)}
+        return await asyncio.shield(self._asking)
 
     async def _ask_scanners(self) -> Rows | None:
         workers = self._gateway.workers.all()
         return rows(await workers[0][1].ask("scanners", _SCANNERS_WITHIN)) if workers else None
+
+    async def metrics(self) -> bytes:
+        """Give the page for Prometheus."""
+        from appliance.supervisor import metrics  # a library that is not needed where nobody measures
+
+        gateway = self._gateway
+        facts = metrics.Facts(
+            config=gateway.config,
+            board=gateway.board,
+            workers=len(gateway.workers.all()),
+            crashed=gateway.workers.crashed,
+            started=gateway.started,
+            reloaded=gateway.restarted,
+            ending=gateway.ending,
+            scanners=await self._scanner_rows(),
+        )
+        return metrics.page(facts)
 
     async def _config(self, _: Request) -> Answer:
         return {"file": str(self._gateway.path), "text": self._gateway.config.text()}

@@ -16,7 +16,6 @@ with Path(__file__).with_name("options.tsv").open() as facts:
 
 PENDING = {
     *(
-        "metrics_listen",
         "lan_interfaces",
         "intercept_ports",
         "trusted_clients",

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from appliance.config import OPTIONS
-from appliance.supervisor.manual import DIRECTORY, PAGES, page
+from appliance.supervisor import metrics
+from appliance.supervisor.manual import DIRECTORY, METRICS, PAGES, page
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -19,6 +20,19 @@ def test_every_option_has_its_entry() -> None:
     assert sorted(re.findall(r"^\.TP\n\\fB([a-z_0-9]+)\\fR \\fI", text, re.MULTILINE)) == sorted(OPTIONS)
     command = (DIRECTORY / "smtp-gated.8").read_text(encoding="utf-8")
     assert re.findall(r"^\.TP\n\\fB\\-(\w)\\fR", command, re.MULTILINE) == list("CfhKLrsStTvV")
+
+
+def test_every_command_has_its_entry() -> None:
+    text = (DIRECTORY / "appliance-ctl.8").read_text(encoding="utf-8")
+    entries = {
+        entry.replace("\\-", "-") for entry in re.findall(r"^\.TP\n\\fB([a-z ]+)\\fR", text, re.MULTILINE)
+    }
+    assert {"status", "locks", "lock", "unlock", "limits show", "config diff", "explain", "top"} <= entries
+
+
+def test_the_list_of_metrics_is_in_step() -> None:
+    text = METRICS.read_text(encoding="utf-8")
+    assert text == metrics.documentation(), "run make docs and commit docs/"
 
 
 def test_a_section_that_there_is_not() -> None:

@@ -1,0 +1,144 @@
+"""The command line itself: shared options, exit codes, completion, and what is said when no gateway runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from appliance.config import OPTIONS
+from appliance.supervisor.pidfile import PidFile
+from tests.ctl.conftest import Tool
+
+PROGRAM = str(Path(sys.executable).with_name("appliance-ctl"))
+NEED_A_GATEWAY = (["sessions"], ["clients"], ["reload"], ["drain"], ["config", "diff"], ["top", "--json"])
+
+
+@pytest.mark.parametrize("command", NEED_A_GATEWAY, ids=" ".join)
+def test_what_needs_a_gateway_says_that_there_is_none(tool: Tool, command: list[str]) -> None:
+    for done in (tool(*command), tool("--json", *command)):
+        assert (done.code, done.out) == (4, "")
+        assert (
+            f"no gateway answers at control_socket {tool.home}/control of {tool.file}: start it" in done.err
+        )
+
+
+def test_a_gateway_that_runs_and_does_not_answer_is_told_apart(tool: Tool) -> None:
+    held = PidFile(tool.home / "pid")
+    child = os.fork()
+    if child == 0:
+        done = tool("sessions")
+        os._exit(done.code == 4 and f"process {os.getppid()} runs, but nobody answers" in done.err)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    held.remove()
+
+
+def test_no_control_socket(tool: Tool) -> None:
+    tool.write(control_socket="")
+    done = tool("sessions")
+    assert done.code == 4
+    assert "has no control_socket: set one" in done.err
+
+
+def test_status_shows_what_is_known_without_a_gateway(tool: Tool) -> None:
+    tool("lock", "192.0.2.7")
+    done = tool("status")
+    assert done.code == 4
+    assert "DOWN: no gateway answers" in done.out
+    assert f"1 in {tool.locks}" in done.out
+    found = tool("status", "--json")
+    assert found.code == 4
+    assert (found.json["gateway"], found.json["locks"]["files"]) == (None, 1)
+
+
+def test_explain_shows_what_is_known_without_a_gateway(tool: Tool) -> None:
+    tool("lock", "192.0.2.7", "--for", "1h", "--why", "[red]\x1b[31m")
+    done = tool("explain", "192.0.2.7")
+    assert done.code == 0
+    assert "192.0.2.7 is locked until" in done.out
+    assert "ADMIN alice: [red]?[31m" in done.out
+    assert "no gateway answers" in done.out
+    assert done.out.splitlines()[-1].startswith("next      REFUSED: no gateway runs")
+    found = tool("explain", "192.0.2.7", "--json").json
+    assert (found["next"]["outcome"], found["gateway"], found["locks"][0]["exempt"]) == (
+        "refused",
+        None,
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "outcome"),
+    [
+        ({"on_failure": "open"}, "passes by"),
+        ({"on_failure": "closed"}, "refused"),
+        ({"on_failure": "closed", "trusted_clients": "192.0.2.0/24"}, "passes by"),
+    ],
+)
+def test_who_comes_by_the_kernel_has_other_ways(tool: Tool, options: dict[str, str], outcome: str) -> None:
+    tool.write(mode="tproxy", **options)
+    assert tool("explain", "192.0.2.7", "--json").json["next"]["outcome"] == outcome
+
+
+def test_a_file_with_errors(tool: Tool) -> None:
+    tool.write(lock_duration="soon", nonsense="1")
+    for command in ("status", "locks", "config check", "config show", "sessions", "explain 192.0.2.1"):
+        done = tool(*command.split())
+        assert (done.code, done.out) == (2, "")
+        assert f"{tool.file}:" in done.err
+
+
+def test_config_check_and_show(tool: Tool) -> None:
+    done = tool("config", "check")
+    assert (done.code, done.err) == (0, "")
+    assert f"{tool.file} can be used" in done.out
+    assert tool("config", "check", "--json").json["file"] == str(tool.file)
+    shown = tool("config", "show", "--json").json
+    assert list(shown) == list(OPTIONS)
+    assert shown["lock_path"] == str(tool.locks)
+    text = tool("config", "show").out
+    assert f"{'lock_path':<30} {tool.locks}\n" in text
+    assert "msg_virus_locked" not in text
+    assert "msg_virus_locked" in tool("config", "show", "--texts").out
+
+
+def test_wrong_usage(tool: Tool) -> None:
+    for words in (
+        ["nonsense"],
+        ["lock"],
+        ["status", "--nonsense"],
+        ["clients", "--by", "x\x1b"],
+        ["top", "--every", "0"],
+    ):
+        done = tool(*words)
+        assert (done.code, done.out) == (3, ""), words
+        assert done.err.startswith("appliance-ctl: ")
+        assert "\x1b" not in done.err
+    done = tool("top")
+    assert done.code == 3
+    assert "top needs a terminal" in done.err
+
+
+def test_options_before_and_behind_and_the_program_itself(tool: Tool) -> None:
+    before = subprocess.run(
+        [PROGRAM, "--json", "--config", tool.file, "locks"], capture_output=True, text=True
+    )
+    behind = subprocess.run(
+        [PROGRAM, "locks", "--json", "--config", tool.file], capture_output=True, text=True
+    )
+    assert json.loads(before.stdout) == json.loads(behind.stdout)
+    assert (before.returncode, behind.returncode, before.stderr) == (0, 0, "")
+
+
+def test_completion() -> None:
+    asked = {"_APPLIANCE_CTL_COMPLETE": "complete_bash", "COMP_WORDS": "appliance-ctl lo", "COMP_CWORD": "1"}
+    done = subprocess.run([PROGRAM], env=os.environ | asked, capture_output=True, text=True)
+    assert done.stdout.split() == ["locks", "lock"]
+
+
+def test_help_names_the_exit_codes(tool: Tool) -> None:
+    done = tool("--help")
+    assert done.code == 0
+    assert "Exit codes: 0 done" in done.out
