@@ -18,6 +18,7 @@ from lab.image import CHECKOUT
 from lab.process import LabError, Process, wait_until
 
 PROGRAM = CHECKOUT / ".venv" / "bin" / "smtp-gated"
+BUILT = os.environ.get("GATEWAY_PATH", "")  # where to find another build of the gateway than the checkout's
 Options = dict[str, str | int | None]
 USER, GROUP = "nobody", "nogroup"
 
@@ -74,7 +75,7 @@ class Gateway:
     def start(self, timeout: float = 15) -> "Gateway":
         """Start and wait until its workers serve; raise LabError with the end of its log if they do not."""
         self.write()
-        environment = {"NOTIFY_SOCKET": self._notices.getsockname()}
+        environment = {"NOTIFY_SOCKET": self._notices.getsockname(), "PYTHONPATH": BUILT}
         self.process = self.host.start(
             [PROGRAM, "-f", self.file], log=self.directory / "log", environment=environment
         )
