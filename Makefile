@@ -7,7 +7,7 @@ SOURCES := setup.py pyproject.toml $(shell find appliance -name '*.py' -o -name 
 install = missing=$$(for p in $(1); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
 	if [ -n "$$missing" ]; then apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing; fi
 
-.PHONY: setup compiled check test test-deploy demo bench docs clean
+.PHONY: setup compiled check test test-deploy demo bench docs dist clean
 
 setup: .venv/.ready
 
@@ -43,7 +43,11 @@ test-deploy: setup
 
 docs: setup
 	$(PYTHON) -m appliance.supervisor.manual
+	$(PYTHON) -m deploy.variables
 	$(PYTHON) -m tests.options
+
+dist: setup
+	$(PYTHON) -m deploy.dist
 
 demo: setup
 	@$(PYTHON) -m lab.demo
@@ -52,4 +56,4 @@ bench: compiled
 	@GATEWAY_PATH=$(CURDIR)/.compiled $(PYTHON) -m bench --store docs/benchmarks.md
 
 clean:
-	rm -rf .venv .lab .compiled build *.egg-info
+	rm -rf .venv .lab dist .compiled build *.egg-info

@@ -79,7 +79,13 @@ class Machine:
         self._boots += 1
         container = [
             *("systemd-nspawn", "--boot", "--quiet", "--register=no", "--keep-unit", "--private-network"),
-            *("--console=passive", "--resolv-conf=off", "--timezone=off", "--link-journal=no"),
+            *(
+                "--suppress-sync=yes",
+                "--console=passive",
+                "--resolv-conf=off",
+                "--timezone=off",
+                "--link-journal=no",
+            ),
             *("--system-call-filter=bpf", "--capability=CAP_BPF,CAP_PERFMON"),  # a real machine has them
             *("--network-veth-extra=port-lan:lan", "--network-veth-extra=port-wan:wan"),
             *("--machine=gateway", f"--directory={self.disk}", f"--bind-ro={self._packages}:/srv/packages"),

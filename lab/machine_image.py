@@ -23,7 +23,10 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 # What Debian's installer leaves on a machine without tasks but the SSH server, as far as it matters here.
 BARE = "ca-certificates dbus iproute2 logrotate openssh-server python3 systemd systemd-sysv udev"
 # What its administrator, or the role in his name, may ask apt for.
-OFFERED = "clamav-daemon logrotate nftables procps python3-bpfcc python3-nftables python3-venv spamd"
+OFFERED = (
+    "clamav-daemon logrotate man-db nftables procps python3-apt python3-bpfcc python3-nftables python3-venv"
+    " rsyslog spamd"
+)
 
 
 @dataclass(frozen=True)
