@@ -104,6 +104,7 @@ def test_clients_of_both_sites_reach_different_servers(
 def test_real_servers(network: Branches, gateway: GatewayFactory) -> None:
     gateway()
     with contextlib.ExitStack() as stack:
+        stack.callback(lambda: wait_until(lambda: not network.mail.listening(25), 20, "the port free"))
         first, second = Postfix(network.mail).start(), OpenSMTPD(network.mail).start()
         for each in (first, second):
             stack.callback(each.stop)
@@ -258,9 +259,11 @@ def test_both_have_to_know_the_secret(network: Branches, gateway: GatewayFactory
     secret.chmod(0o600)
     helper = Helper(network.router, "--port", "1115", "--secret-file", secret)
     try:
-        running = gateway(remote_port=1115, remote_udp_secret="0xfeedbeef", timeout_lookup=1)
+        options = {"remote_port": 1115, "timeout_lookup": 1, "remote_udp_retries": 1}
+        running = gateway(remote_udp_secret="0xfeedbeef", **options)
         assert send(network.client, HERE[0]).startswith("250")
-        running.reload({"remote_udp_secret": 7, "remote_udp_retries": 1})
+        running.close()
+        running = gateway(remote_udp_secret=7, **options)
         with connect(network.client, HERE[0]) as talk:
             talk.reply()
             assert talk.ask("MAIL FROM:<a@b>").startswith("451")
