@@ -63,35 +63,29 @@ class KernelOptions:
         List(Text("INTERFACE", r"[A-Za-z0-9_.@-]{1,15}", "the name of a network interface"), 64),
         (),
         "The interfaces that clients' connections arrive at.",
-        pending=True,
         example="lan0,wlan0",
     )
-    intercept_ports = Option(List(Port(), 64), (25,), "The ports whose connections are taken.", pending=True)
+    intercept_ports = Option(List(Port(), 64), (25,), "The ports whose connections are taken.")
     trusted_clients = Option(
         Nets(1024),
         (),
-        "The clients whose connections are never taken.",
-        pending=True,
+        "The clients whose connections are never taken, and who are never locked.",
         example="10.0.0.7,10.0.0.20-10.0.0.29,2001:db8::/48",
     )
     trusted_servers = Option(
         Nets(1024),
         (),
         "The servers to which connections are never taken.",
-        pending=True,
         example="192.0.2.25",
     )
     on_failure = Option(
         Enum("open", "closed"),
         "open",
         "Whether mail passes by or is refused while no gateway runs.",
-        pending=True,
     )
     lock_talk = Option(UInt(), 10, "How many connections a minute a locked client may make to be told why.")
-    fwmark = Option(
-        UInt(1, 2**32 - 1), 1, "The mark of packets that are routed to the gateway.", pending=True
-    )
-    route_table = Option(UInt(1, 2**32 - 1), 100, "The routing table that brings them there.", pending=True)
+    fwmark = Option(UInt(1, 2**32 - 1), 1, "The mark of packets that are routed to the gateway.")
+    route_table = Option(UInt(1, 2**32 - 1), 100, "The routing table that brings them there.")
     xdp = Option(
         Enum("auto", "native", "generic", "off"),
         "auto",

@@ -65,10 +65,11 @@ class Installer:
 
     def __init__(self, config: Config, *, early: bool = False, directory: Path = DIRECTORY) -> None:
         self._config, self._early, self._directory = config, early, directory
+        self._blind = ""
 
     def plan(self) -> Plan:
         """Tell what `up` would change. Raises Refused, KernelError, OSError."""
-        listing = kernel.ruleset()
+        listing = self._list()
         reasons = [*self._refusals(listing)]
         if reasons:
             raise Refused(reasons)
@@ -95,7 +96,7 @@ class Installer:
         """
         state = State(self._directory)
         with state.alone():
-            plan = self._plan(Table.find(kernel.ruleset()), None, [])
+            plan = self._plan(Table.find(self._list()), None, [])
             self._apply(plan, state, None)
         return plan
 
@@ -104,7 +105,7 @@ class Installer:
 
         Raises Refused, KernelError, OSError.
         """
-        listing = kernel.ruleset()
+        listing = self._list()
         present, wanted = Table.find(listing), Table.find(self._as_kernel_tells())
         found = [*self._refusals(listing)]
         found += _table_drift(present, wanted)
@@ -145,6 +146,14 @@ class Installer:
                 routes.remove(entry)
                 undo.callback(routes.add, entry)
             undo.pop_all()
+
+    def _list(self) -> list[Json]:
+        """List all tables or, where the library cannot, the gateway's own."""
+        try:
+            return kernel.ruleset()
+        except kernel.Unreadable as error:
+            self._blind = str(error)
+            return kernel.table(names.FAMILY, names.TABLE)
 
     def _as_kernel_tells(self) -> list[Json]:
         commands = ruleset.build(self._config)
@@ -192,7 +201,9 @@ class Installer:
             fate = "passes by uninspected" if config.on_failure == "open" else "is refused"
             yield f"bind_address {config.bind_address} takes no IPv{version}: such mail {fate}; use ::"
         yield from sysctls.warnings(sysctls.found(config))
-        yield from self._stopped(kernel.ruleset())
+        yield from self._stopped(self._list())
+        if self._blind:
+            yield f"other tables are not looked at: {self._blind}"
         for path in _LEGACY:
             if path.exists() and path.read_text().strip():
                 yield f"there are rules of iptables-legacy ({path}), which cannot be looked at from here"

@@ -20,15 +20,22 @@ class KernelError(Exception):
     """The kernel or libnftables refused; the text says what, and what to do where that is known."""
 
 
+class Unreadable(KernelError):
+    """What is to be listed cannot be."""
+
+
 def transact(commands: Sequence[Json]) -> list[Json]:
-    """Execute commands, all or none of them; give what they list. Raises KernelError."""
+    """Execute commands, all or none of them; give what they list. Raises KernelError, and so Unreadable."""
     try:
         from nftables import Nftables  # a package of the system, which may lack it
     except ImportError:
         raise KernelError("the nftables library is missing; install the package python3-nftables") from None
     nft = Nftables()
     nft.set_json_output(True)
-    status, output, error = nft.json_cmd({"nftables": list(commands)})
+    try:
+        status, output, error = nft.json_cmd({"nftables": list(commands)})
+    except ValueError:  # libnftables up to 1.0.6 breaks off at a table that has flags
+        raise Unreadable("libnftables cannot list a table that has flags, such as owner") from None
     if status:
         advice = "; appliance-ctl needs root" if os.geteuid() and "not permitted" in error else ""
         raise KernelError(" ".join(error.split())[:400].removeprefix("internal:0:0-0: Error: ") + advice)
@@ -38,6 +45,16 @@ def transact(commands: Sequence[Json]) -> list[Json]:
 def ruleset() -> list[Json]:
     """List all tables of this namespace. Raises KernelError."""
     return transact([{"list": {"ruleset": None}}])
+
+
+def table(family: str, name: str) -> list[Json]:
+    """List one table; nothing if it is not there. Raises KernelError."""
+    try:
+        return transact([{"list": {"table": {"family": family, "name": name}}}])
+    except KernelError as error:
+        if "No such file" in str(error):
+            return []
+        raise
 
 
 def elsewhere(work: Callable[[], T]) -> T:

@@ -36,6 +36,7 @@ from appliance.nft.expression import (
     tproxy,
     update,
 )
+from appliance.nft.table import Table
 
 _PRIVATE = {
     4: ("10.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"),
@@ -88,6 +89,13 @@ _COUNTERS = {
 }
 
 
+def table(config: Config) -> Table:
+    """Give the same as a table that can be read and compared."""
+    found = Table.find(command["add"] for command in build(config))
+    assert found is not None
+    return found
+
+
 def _add(kind: str, **what: object) -> Json:
     return {"add": {kind: {"family": names.FAMILY, "table": names.TABLE} | what}}
 
@@ -113,14 +121,15 @@ def _sets(config: Config) -> Iterator[Json]:
             size=_LOCKED_AT_ONCE,
             stmt=[{"counter": None}],
         )
-        yield _set(
-            names.TALK[version],
-            kind,
-            "locked clients that tried lately",
-            flags=["timeout"],
-            size=_LOCKED_AT_ONCE,
-            timeout=120,
-        )
+        if config.lock_talk:  # a set that no rule adds to would not be made fit for that
+            yield _set(
+                names.TALK[version],
+                kind,
+                "locked clients that tried lately",
+                flags=["timeout"],
+                size=_LOCKED_AT_ONCE,
+                timeout=120,
+            )
         if "tproxy" in config.mode:
             yield _set(
                 names.BEGINNING[version],
@@ -233,7 +242,7 @@ def _tproxy(config: Config) -> Iterator[Rule]:
         comment = f"IPv{version}: the same, if a SYN cookie is all that was kept of its first packet"
         yield "mail", comment, [CONTINUES, in_set(key, beginning), *take, ACCEPT]
         comment = f"IPv{version}: remembers it for the time a SYN cookie is good for"
-        yield "taken", comment, [ipv, update(beginning, key)]
+        yield "taken", comment, [update(beginning, key)]
     yield "taken", "to the gateway", [count(names.INTERCEPTED), ACCEPT]
     yield from _nobody_listens(config, "mail")
 

@@ -25,7 +25,7 @@ _ADVICE = {
     errno.EADDRINUSE: "another program listens there; stop it or change port",
     errno.EADDRNOTAVAIL: "no interface of this host has the address; change bind_address",
     errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE; start as root or change port",
-    errno.EPERM: "tproxy modes need CAP_NET_ADMIN or CAP_NET_RAW; start as root or change mode",
+    errno.EPERM: "transparent modes need CAP_NET_ADMIN or CAP_NET_RAW; start as root or change mode",
     errno.EAFNOSUPPORT: "this host has no IPv6; change bind_address",
 }
 
@@ -62,9 +62,20 @@ def open_listeners(config: Config, count: int) -> list[socket.socket]:
 
 def _name(config: Config, index: int, count: int) -> str:
     """What systemd calls a listener; one of another name would serve another configuration."""
-    kind = "transparent" if config.mode.startswith("tproxy") else "plain"
+    kind = "transparent" if _transparent(config) else "plain"
     address = str(config.bind_address).replace(":", "_")
     return f"{kind}-{address}-{config.port}-worker-{index}-of-{count}"
+
+
+def _transparent(config: Config) -> bool:
+    """Tell whether the kernel's rules have to find the listener: they see none but transparent ones."""
+    return config.mode == "netfilter" or config.mode.startswith("tproxy")
+
+
+def _needless(config: Config) -> tuple[type[OSError], ...]:
+    """Give the errors that do no harm: redirection by rules that ask nobody works without being found."""
+    asked = config.lan_interfaces and config.on_failure == "open"
+    return (PermissionError,) if config.mode == "netfilter" and not asked else ()
 
 
 def _kept(config: Config, count: int) -> list[socket.socket]:
@@ -95,10 +106,11 @@ def _bound(config: Config, *, grouped: bool) -> socket.socket:
         if address.version == 6:
             with contextlib.suppress(*_NO_BOTH):
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        if config.mode.startswith("tproxy"):
-            listener.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
-            if address.version == 6:
-                listener.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+        if _transparent(config):
+            with contextlib.suppress(*_needless(config)):
+                listener.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
+                if address.version == 6:
+                    listener.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
         listener.bind((str(address), config.port))
     except OSError:
         listener.close()

@@ -56,11 +56,10 @@ def test_the_long_form_says_what_is_allowed() -> None:
 
 def test_what_is_without_effect_says_so_in_both_forms() -> None:
     for text in (dump(Config(), messages=False), dump(Config(), messages=True)):
-        assert "\n# fwmark: accepted, but without effect in this version\nfwmark  " in text
         assert (
             "\n# dspam_storage: accepted for the sake of old files, without effect\ndspam_storage  " in text
         )
         marked = set(re.findall(r"^# (\w+): accepted", text, re.MULTILINE))
         expected = {name for name, option in OPTIONS.items() if option.pending or option.obsolete}
         assert marked == {name for name in expected if f"\n{name} " in text}
-        assert "fwmark" in marked
+        assert "dspam_storage" in marked

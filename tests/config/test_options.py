@@ -14,19 +14,7 @@ from appliance.config.option import Enum, Flags
 with Path(__file__).with_name("options.tsv").open() as facts:
     FACTS = list(csv.DictReader(facts, delimiter="\t"))
 
-PENDING = {
-    *(
-        "lan_interfaces",
-        "intercept_ports",
-        "trusted_clients",
-        "trusted_servers",
-    ),
-    *(
-        "on_failure",
-        "fwmark",
-        "route_table",
-    ),
-}
+PENDING: set[str] = set()
 OBSOLETE = {"scanner_path", "dspam_storage", "pid_hash_size", "host_hash_size", "msg_unknown_scanner"}
 
 

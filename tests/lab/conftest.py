@@ -66,15 +66,15 @@ def spamd(network: Network) -> Spamd:
 
 @pytest.fixture
 def gateway(network: Network) -> Iterator[GatewayFactory]:
-    """Start gateways on the router and send the clients' port 25 to them: gateway({"mode": "netfilter"})."""
+    """Start gateways on the router, with their rules in the kernel: gateway({"mode": "netfilter"})."""
     started: list[Gateway] = []
 
     def start(options: Options | None = None) -> Gateway:
         new = Gateway(network.router, options)
         started.append(new)
         new.start()
-        if (mode := new.options["mode"]) in ("tproxy", "netfilter", "tproxy,netfilter"):
-            router.intercept(network.router, str(mode), int(new.options["port"] or 9199))
+        if new.options["mode"] in ("tproxy", "netfilter", "tproxy,netfilter"):
+            router.install(network.router, new.file.read_text())
         return new
 
     yield start
