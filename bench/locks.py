@@ -67,6 +67,10 @@ def measure(
     router.intercept(network.router, "tproxy")
     router.release(network.router)  # the routes stay, the rules are the appliance's own
     kernel.install(gateway.options)
+    lock(gateway, PUBLIC_CLIENT4)
+    kernel.wait_locked(PUBLIC_CLIENT4)  # the mirror has seen the rules
+    (gateway.locks / PUBLIC_CLIENT4).unlink()
+    kernel.wait_locked()
     found: dict[str, object] = {"one_lock_ms": reaction(network, gateway, sink.address, tries)}
     if locks:
         found["locks"] = locks
