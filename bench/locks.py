@@ -72,15 +72,15 @@ def measure(
     (gateway.locks / PUBLIC_CLIENT4).unlink()
     kernel.wait_locked()
     found: dict[str, object] = {"one_lock_ms": reaction(network, gateway, sink.address, tries)}
+    if messages:
+        for source in FLOODERS:
+            lock(gateway, source)
+        found["flood"] = flooded(network, gateway, sink.address, messages, rounds, rate)
     if locks:
         found["locks"] = locks
         found["until_all_are_in_the_kernel_s"] = round(fill(gateway, kernel, locks), 2)
         time.sleep(2)
         found["one_more_lock_ms"] = reaction(network, gateway, sink.address, tries)
-    if messages:
-        for source in FLOODERS:
-            lock(gateway, source)
-        found["flood"] = flooded(network, gateway, sink.address, messages, rounds, rate)
     kernel.close()
     gateway.close()
     return found
