@@ -46,6 +46,7 @@ ACCOUNTS = {
     "alice": 61021,
     "bob": 61022,
 }
+OPERATORS = 61030  # the group whose members, alice here, may ask the gateway
 
 
 class Host:
@@ -85,6 +86,7 @@ class Host:
                 passwd += f"{account}:x:{number}:{number}::/nonexistent:/usr/sbin/nologin\n"
             if f"\n{account}:" not in group:
                 group += f"{account}:x:{number}:\n"
+        group += f"appliance:x:{OPERATORS}:alice\n"
         etc = self.directory / "etc"
         (etc / "passwd").write_text(passwd)
         (etc / "group").write_text(group)

@@ -12,7 +12,7 @@ from appliance.config import Config
 from appliance.ctl import known
 from appliance.ctl.ask import ask
 from appliance.ctl.base import Context, CtlError, clean, console, given, print_json
-from appliance.ctl.limits import described, record_of, show_record
+from appliance.ctl.limits import described, show_record, stored
 from appliance.ctl.locking import Client
 from appliance.ctl.neighbours import neighbours
 from appliance.ctl.times import end, moment
@@ -43,9 +43,9 @@ def _facts(context: Context, client: known.Client) -> dict[str, Any]:
         "from": neighbours().get(address),
         "locks": _locks(config, address),
         **_kernel(address),
-        **_limits(config, client),
         **_gateway(context, client),
     }
+    facts |= _limits(config, client, facts["gateway"])
     outcome, why = _next(config, client, facts)
     return {**facts, "next": {"outcome": outcome, "why": why}}
 
@@ -72,16 +72,18 @@ def _kernel(address: str) -> dict[str, object]:
     return {"kernel_why_not": None, "kernel": dropped}
 
 
-def _limits(config: Config, client: known.Client) -> dict[str, object]:
+def _limits(config: Config, client: known.Client, gateway: dict[str, Any] | None) -> dict[str, object]:
+    """Take what the worker has in memory, or else what is on disk, half a second late."""
     if config.ratelimit_period <= 0:
         return {"limits": None, "limits_why_not": "ratelimit_period is not set"}
+    fresh = gateway.pop("limits", None) if gateway else None
+    if fresh and not client.ident:
+        return {"limits": described(fresh, config), "limits_why_not": None}
     try:
-        record = record_of(config, client)
+        found = stored(config, client)
     except CtlError as error:
         return {"limits": None, "limits_why_not": str(error)}
-    if record is None:
-        return {"limits": None, "limits_why_not": "nothing is used"}
-    return {"limits": described(record, config), "limits_why_not": None}
+    return {"limits": found, "limits_why_not": None if found else "nothing is used"}
 
 
 def _gateway(context: Context, client: known.Client) -> dict[str, object]:
@@ -100,8 +102,12 @@ def _next(config: Config, client: known.Client, facts: dict[str, Any]) -> tuple[
     if intercepted and facts["trusted"]:
         return "passes by", f"it is in trusted_clients ({facts['trusted']}): nothing looks at its mail"
     if dropped := facts["kernel"]:
-        talk = f"; {config.lock_talk} connections a minute get through, to be told why (lock_talk)"
-        return "dropped", f"the kernel drops it: {dropped['why']}{talk if config.lock_talk else ''}"
+        if not config.lock_talk:
+            return "dropped", f"the kernel drops it: {dropped['why']}"
+        talk = (
+            f"the kernel lets {config.lock_talk} connections a minute through (lock_talk) and drops the rest"
+        )
+        return "refused", f"lock: {dropped['why']}; {talk}; it hears: 554 {config.msg_virus_locked}"
     gateway = facts["gateway"]
     if gateway is None or gateway["ending"]:
         return _without_gateway(config, intercepted, facts)

@@ -38,26 +38,32 @@ def _database(config: Config, doing: str, *, create: bool = False) -> Iterator[R
             raise CtlError(f"{database.path}: {error}") from None
 
 
-def record_of(config: Config, client: known.Client) -> Record | None:
-    """Give a client's record, brought to the present, None if it has none. Raises CtlError."""
+def stored(config: Config, client: known.Client) -> dict[str, Any] | None:
+    """Give what the database has of a client, None if nothing. Raises CtlError."""
     with _database(config, "read rate limits") as database:
         record = database.get(client.name) if database.path.exists() else None
-    if record:
-        record.refresh(Limits.of(config), time.time())
-    return record
+    return _as_of_now(record, config) if record else None
 
 
-def described(record: Record, config: Config) -> dict[str, Any]:
-    """Give a record as data."""
+def _as_of_now(record: Record, config: Config) -> dict[str, Any]:
+    """Do what the gateway does at the client's next use: personal quotas may be gone, the period over."""
+    record.refresh(Limits.of(config), time.time())
+    return described(record.facts(), config)
+
+
+def described(facts: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Give a record's facts as they are now: of a period that is over nothing is left."""
+    since, now = facts["since"], time.time()
+    limits = facts["limits"]
+    if not now - config.ratelimit_period < since <= now:
+        since = now
+        limits = {name: {**limit, "used": 0, "tries": 0} for name, limit in limits.items()}
     return {
-        "client": record.client,
-        "personal": record.generation >= PERSONAL,
-        "since": record.cleared,
-        "until": record.cleared + config.ratelimit_period,
-        "limits": {
-            use.word: {"used": record.used[use], "quota": record.quotas[use], "tries": record.tries[use]}
-            for use in Use
-        },
+        "client": facts["client"],
+        "personal": facts["generation"] >= PERSONAL,
+        "since": since,
+        "until": since + config.ratelimit_period,
+        "limits": limits,
     }
 
 
@@ -80,10 +86,10 @@ def _cells(name: str, limit: dict[str, int]) -> list[object]:
 def limits_show(context: typer.Context, client: Client) -> None:
     """Show what a client may use in a period and has used."""
     config, who = _config(context), known.client(client)
-    record = record_of(config, who)
-    if record is None:
+    found = stored(config, who)
+    if found is None:
         raise CtlError(_no_record(who))
-    _show(context, record, config)
+    _show(context, found)
 
 
 @limits.command("set")
@@ -103,7 +109,7 @@ def limits_set(
     wanted = dict(map(_quota, quotas))
     with _database(config, "change rate limits", create=True) as database:
         record = database.set_quotas(who.name, wanted, Limits.of(config))
-    _show(context, record, config)
+    _show(context, _as_of_now(record, config))
 
 
 @limits.command("clear")
@@ -120,7 +126,7 @@ def limits_clear(
         record = database.clear(who.name)
         if quotas:
             record = database.drop_quotas(who.name)
-    _show(context, record, config)
+    _show(context, _as_of_now(record, config))
 
 
 def _quota(text: str) -> tuple[Use, int]:
@@ -144,9 +150,7 @@ def _config(context: typer.Context) -> Config:
     return config
 
 
-def _show(context: typer.Context, record: Record, config: Config) -> None:
-    record.refresh(Limits.of(config), time.time())
-    found = described(record, config)
+def _show(context: typer.Context, found: dict[str, Any]) -> None:
     if given(context).as_json:
         print_json(found)
     else:

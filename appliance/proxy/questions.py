@@ -1,8 +1,8 @@
 """What a worker tells of its clients when the supervisor asks, for an administrator or the status file.
 
 The worker calls `answer`. Nothing here changes anything: what would happen to a client's next connection is
-worked out from the same facts as in `admission.py`, in the same order, but nothing is counted. Rate limits
-are not looked at: whoever asks can read their records himself.
+worked out from the same facts as in `admission.py`, in the same order, but nothing is counted. What rate
+limits say about it is for whoever asks to judge.
 """
 
 import asyncio
@@ -36,11 +36,13 @@ async def answer(order: Order, service: Service, connections: Iterable[Connectio
 
 def _client(address: str, service: Service, connections: Iterable[Connection]) -> dict[str, object]:
     rows = (connection.row() for connection in connections)
+    record = service.clients.ledger.known(address) if service.config.ratelimit_period > 0 else None
     return {
         "pid": os.getpid(),
         "open": service.clients.sessions(address),
         "sessions": [row for row in rows if _address(row) == address],
         "tally": service.clients.talkers.known(address).row(),
+        "limits": record and record.facts(),
         "refusal": _refusal(address, service),
     }
 

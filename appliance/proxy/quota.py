@@ -161,6 +161,14 @@ class Record:
         """How many destinations are remembered."""
         return len(self.remembered) // _DESTINATION.size
 
+    def facts(self) -> dict[str, object]:
+        """Give what it says, fit for JSON: a row for each use."""
+        rows = {
+            use.word: {"used": self.used[use], "quota": self.quotas[use], "tries": self.tries[use]}
+            for use in Use
+        }
+        return {"client": self.client, "generation": self.generation, "since": self.cleared, "limits": rows}
+
     def adopt(self, edited: "Record") -> None:
         """Take over what was edited from outside: quotas, and a clearing that this record has not seen."""
         self.edited, self.generation, self.quotas = edited.edited, edited.generation, edited.quotas
