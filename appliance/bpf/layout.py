@@ -20,13 +20,21 @@ Network = IPv4Network | IPv6Network
 SOURCE: Final = Path(__file__).with_name("gate.c")
 BITS: Final = 1024  # of a sketch: tells up to 3000 servers apart, 2 to 5 percent off
 SIZES: Final = {"IN_FORCE": 1 << 17, "CLIENTS": 1 << 15, "NETWORKS": 1 << 10, "BITS": BITS}
-MAPS: Final = ("configured", "locks", "clients", "trusted_clients", "trusted_servers", "suspects")
 PROGRAM: Final = "gate"
 
 _SETTINGS = struct.Struct("=QQIIII")
 _LOCK = struct.Struct("=QQQQ")
 _CLIENT = struct.Struct("=QQQQII")
 _SUSPECT = struct.Struct("=16sQ")
+MAPS: Final = {
+    "configured": _SETTINGS.size + 65536 // 8,
+    "locks": _LOCK.size,
+    "clients": _CLIENT.size + 2 * BITS // 8,
+    "trusted_clients": 8,
+    "trusted_servers": 8,
+    "suspects": _SUSPECT.size,
+}
+"""The maps, and how long their values are."""
 _MAPPED = bytes(10) + b"\xff\xff"  # what an IPv4 address has in front
 _SECOND = 1_000_000_000
 

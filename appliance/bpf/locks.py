@@ -10,8 +10,7 @@ from typing import TypeVar
 
 from appliance.bpf import layout
 from appliance.bpf.layout import Address
-from appliance.bpf.maps import Map
-from appliance.bpf.pinned import PINS
+from appliance.bpf.pinned import PINS, open_map
 from appliance.log import Log
 
 T = TypeVar("T")
@@ -26,7 +25,7 @@ class GateLocks:
 
     def __init__(self, log: Log, pins: Path = PINS) -> None:
         self._log = log
-        self._map = Map.open(pins / "locks")
+        self._map = open_map(pins, "locks")
         self._failing = False
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ gate.py makes the maps; the supervisor and appliance-ctl use them through this. 
 one of these raises OSError, and nothing else here is lost by that. Locks are in locks.py.
 """
 
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +22,15 @@ _YES = (1).to_bytes(8, "little")
 _AT_ONCE = 256  # suspects that are taken off the queue with one look
 
 
+def open_map(pins: Path, name: str) -> Map:
+    """Open a map of the gate. Raises OSError, ESTALE if it is that of another version."""
+    found = Map.open(pins / name)
+    if found.value_size != layout.MAPS[name]:
+        found.close()
+        raise OSError(errno.ESTALE, "the gate is of another version")
+    return found
+
+
 class Gate:
     """The gate pinned in the directory `pins`, as a context manager. Raises OSError when there is none."""
 
@@ -29,7 +39,7 @@ class Gate:
         self._inode = self._path.stat().st_ino
         with ExitStack() as opened:
             names = ("configured", "clients", "trusted_clients", "trusted_servers", "suspects")
-            maps = [opened.enter_context(Map.open(pins / name)) for name in names]
+            maps = [opened.enter_context(open_map(pins, name)) for name in names]
             self._configured, self._clients, self._trusted_clients, self._trusted_servers, self._suspects = (
                 maps
             )

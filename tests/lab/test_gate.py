@@ -278,6 +278,32 @@ def test_up_changes_what_differs_and_nothing_else(network: Network) -> None:
         assert not gate.pins.exists()
 
 
+def test_a_gate_of_another_version_is_not_misread_but_renewed(network: Network) -> None:
+    gate = RouterGate(network.router)
+    gate.write()
+    program = """
+import ctypes, struct
+from pathlib import Path
+from appliance.bpf import maps
+from appliance.bpf.layout import MAPS, PROGRAM
+pins = Path("/sys/fs/bpf/smtp-gated")
+pins.mkdir()
+for name in (*MAPS, PROGRAM):  # other maps than ours: arrays of one number
+    maps.pin(maps.bpf(0, struct.pack("=IIIII", 2, 4, 8, 1, 0))[0], pins / name)
+"""
+    network.router.run([PYTHON, "-c", program])
+    with pytest.raises(OSError, match="another version"):
+        Gate(gate.pins)
+    with pytest.raises(OSError, match="another version"):
+        locks_of(gate)
+    assert gate.do("check") == ["the gate is of another version; up renews it"]
+    try:
+        assert gate.do("up") == []
+        assert gate.do("check") == []
+    finally:
+        assert gate.do("down") == []
+
+
 def test_another_program_is_left_alone(network: Network) -> None:
     program = programs.load(programs.PASSES_ALL, "another")
     other = inside(
