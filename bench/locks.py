@@ -94,7 +94,9 @@ def fill(gateway: Gateway, kernel: Kernel, count: int) -> float:
         path = gateway.locks / str(IPv4Address("100.64.0.0") + number)
         path.write_text("VIRUS Eicar-Test-Signature\n")
         os.chown(path, account.pw_uid, account.pw_gid)
-    wait_until(lambda: len(kernel.locked()) >= count, 120, "all locks in the kernel", 0.2)
+    wait_until(
+        lambda: len(kernel.locked()) >= count, 120, "all locks in the kernel", 2
+    )  # to look takes time, too
     return time.monotonic() - begin
 
 

@@ -5,6 +5,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,22 @@ def test_a_file_of_another_user_exempts_its_client(tmp_path: Path) -> None:
     assert path.stat().st_uid == 12345
     assert locks.ended == []
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.option("trusted_clients")
+def test_a_trusted_client_is_never_locked(tmp_path: Path) -> None:
+    trusted = (ip_network("192.0.2.0/30"), ip_network("2001:db8::/32"))
+    locks = LockDirectory(tmp_path, 0o660, 3600, ME, lambda _: None, trusted)
+    for ip, ident in (("192.0.2.1", ""), ("::ffff:192.0.2.1", ""), ("192.0.2.1", "joe"), ("2001:db8::1", "")):
+        assert locks.create(ip, ident, "cause") is None
+        assert list(tmp_path.iterdir()) == []
+        path = tmp_path / lock_name(ip, ident)
+        path.touch()  # older than the trust
+        assert locks.find(ip, ident) is None
+        path.unlink()
+    for ip in (IP, "2001:db9::1"):
+        assert locks.create(ip, "", "cause")
+        assert locks.find(ip)
 
 
 @pytest.mark.skipif(ME != 0, reason="plays a gateway that is not root")
