@@ -43,6 +43,7 @@ def _facts(context: Context, client: known.Client) -> dict[str, Any]:
         "from": neighbours().get(address),
         "locks": _locks(config, address),
         **_kernel(address),
+        "gate": _gate(config, client),
         **_gateway(context, client),
     }
     facts |= _limits(config, client, facts["gateway"])
@@ -52,11 +53,7 @@ def _facts(context: Context, client: known.Client) -> dict[str, Any]:
 
 def _locks(config: Config, address: str) -> list[dict[str, object]] | str:
     try:
-        return [
-            lock._asdict()
-            for lock in known.locks(config)
-            if lock.name == address or lock.name.startswith(f"{address}-")
-        ]
+        return [lock._asdict() for lock in known.locks(config, address)]
     except CtlError as error:
         return str(error)
 
@@ -70,6 +67,18 @@ def _kernel(address: str) -> dict[str, object]:
         return {"kernel_why_not": None, "kernel": None}
     dropped = {"left": element.remaining, "dropped": element.packets, "why": element.comment}
     return {"kernel_why_not": None, "kernel": dropped}
+
+
+def _gate(config: Config, client: known.Client) -> dict[str, object] | None:
+    counted = known.gate_client(config, client.address)
+    if counted is None:
+        return None
+    return {
+        "syns": counted.syns,
+        "dropped": counted.dropped,
+        "servers": counted.servers,
+        "seen": counted.seen,
+    }
 
 
 def _limits(config: Config, client: known.Client, gateway: dict[str, Any] | None) -> dict[str, object]:
@@ -154,6 +163,9 @@ def _show(facts: dict[str, Any]) -> None:
     else:
         why = facts["kernel_why_not"]
         line("kernel", f"unknown: {why}" if why else "does not drop it")
+    if gate := facts["gate"]:
+        tried = f"{gate['syns']} connections tried, {gate['dropped']} of them dropped"
+        line("gate", f"{tried}, about {gate['servers']} mail servers lately; seen {moment(gate['seen'])}")
     _show_gateway(facts, line)
     if facts["limits"]:
         line("limits", "of the rates at which it may do things")

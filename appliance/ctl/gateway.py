@@ -14,9 +14,12 @@ from appliance.ctl import known
 from appliance.ctl.ask import ask
 from appliance.ctl.base import Code, Context, CtlError, clean, console, given, print_json, table
 from appliance.ctl.times import moment, size, span
+from appliance.nft.names import INTERCEPTED
 from appliance.supervisor.requests import TALLIES
 
 commands = typer.Typer()
+
+COLUMNS = (*TALLIES, "syns", "dropped", "servers")  # the last three are the gate's
 
 
 @commands.command()
@@ -40,9 +43,10 @@ def facts(context: Context) -> dict[str, Any]:
         why = str(error)
     kernel = known.kernel_locks()
     try:
-        files = len(known.locks(config))
+        files = len(known.lock_names(config))
     except CtlError:
         files = None
+    counters = known.kernel_counters()
     return {
         "gateway": gateway,
         "why_not": why,
@@ -50,7 +54,9 @@ def facts(context: Context) -> dict[str, Any]:
         "kernel": {
             "locked": None if isinstance(kernel, str) else len(kernel),
             "dropped": None if isinstance(kernel, str) else sum(each.packets for each in kernel.values()),
+            "intercepted": counters.get(INTERCEPTED),
             "why_not": kernel if isinstance(kernel, str) else None,
+            "gate": known.gate_interfaces(),
         },
         "file": str(context.config_path),
         "on_failure": config.on_failure,
@@ -72,7 +78,11 @@ def show(found: dict[str, Any]) -> None:
     if kernel["why_not"]:
         lines.append(("kernel", f"unknown: {kernel['why_not']}"))
     else:
-        lines.append(("kernel", f"{kernel['locked']} locked, {kernel['dropped']} packets of theirs dropped"))
+        locked = f"{kernel['locked']} locked, {kernel['dropped']} packets of theirs dropped"
+        lines.append(("kernel", f"rules are up, {kernel['intercepted']} packets intercepted; {locked}"))
+    if kernel["gate"]:
+        watched = ", ".join(f"{name} ({mode})" for name, mode in kernel["gate"].items())
+        lines.append(("gate", f"on {watched}"))
     for label, text in lines:
         out.print(f"{label:<10}{clean(text)}", soft_wrap=True)
     if gateway:
@@ -122,7 +132,7 @@ _REFUSALS = {
     "reject_dnsbl": "by DNSBL",
     "reject_rate": "by connection rate",
     "reject_ratelimit": "by other rate limits",
-    "reject_other": "else",
+    "reject_other": "for other reasons",
 }
 
 
@@ -170,31 +180,54 @@ def _tell_silent(silent: list[object]) -> None:
 @commands.command()
 def clients(
     context: typer.Context,
-    by: Annotated[str, typer.Option(metavar="COLUMN", help=f"One of {', '.join(TALLIES)}.")] = TALLIES[0],
+    by: Annotated[str, typer.Option(metavar="COLUMN", help=f"One of {', '.join(COLUMNS)}.")] = TALLIES[0],
     most: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=1000, help="How many to show.")] = 20,
-) -> None:
-    """List who talks most, in the last one to two hours: connections, mails, refusals, mail servers."""
+) -> int:
+    """List who talks most: connections, mails, refusals and mail servers of the last one to two hours.
+
+    Beside them what the gate counted: SYNs to mail ports, those it dropped, and about how many servers they
+    were for in the last fanout_period, encrypted or not. While no gateway runs these are all there is, and
+    the exit code is 4.
+    """
     found = busiest(given(context), by, most)
+    if found["why_not"] and not found["rows"]:
+        raise CtlError(found["why_not"], Code.DOWN)
     if given(context).as_json:
-        print_json({"clients": found["rows"], "silent_workers": found["silent"]})
-        return
-    console().print(client_table(found["rows"]))
-    _tell_silent(found["silent"])
+        print_json({"clients": found["rows"], "silent_workers": found["silent"], "why_not": found["why_not"]})
+    else:
+        console().print(client_table(found["rows"]))
+        _tell_silent(found["silent"])
+        if found["why_not"]:
+            console().print(f"the gateway's counts are missing: {clean(found['why_not'])}", soft_wrap=True)
+    return Code.DOWN if found["why_not"] else Code.DONE
 
 
 def busiest(context: Context, by: str, most: int) -> dict[str, Any]:
-    """Ask for the top clients; rows are objects, the first has the most."""
-    if by not in TALLIES:
-        raise CtlError(f"there is no column {by}: choose one of {', '.join(TALLIES)}", Code.BAD_USAGE)
-    found = ask(context, "clients", by=by, most=most)
-    rows = [dict(zip(found["columns"], row, strict=False)) for row in found["rows"]]
-    return {"rows": sorted(rows, key=lambda row: -int(row[by]))[:most], "silent": found["silent"]}
+    """Put together what the gateway and the gate counted; rows are objects, the first has the most."""
+    if by not in COLUMNS:
+        raise CtlError(f"there is no column {by}: choose one of {', '.join(COLUMNS)}", Code.BAD_USAGE)
+    told: dict[str, Any] = {"columns": [], "rows": [], "silent": []}
+    why = None
+    try:
+        told = ask(context, "clients", by=by if by in TALLIES else TALLIES[0], most=most)
+    except CtlError as error:
+        if error.code is not Code.DOWN:
+            raise
+        why = str(error)
+    empty = dict.fromkeys(("client", "open", *COLUMNS))
+    rows = {row[0]: empty | dict(zip(told["columns"], row, strict=False)) for row in told["rows"]}
+    for address, seen in known.gate_clients(context.config()).items():
+        row = rows.setdefault(address, empty | {"client": address})
+        row |= {"syns": seen.syns, "dropped": seen.dropped, "servers": seen.servers}
+    ordered = sorted(rows.values(), key=lambda row: -(row[by] or 0))
+    return {"rows": ordered[:most], "silent": told["silent"], "why_not": why}
 
 
 def client_table(rows: list[dict[str, Any]]) -> Table:
-    """Make the table of the top clients."""
-    columns = ("CLIENT", "OPEN#", "CONNECTIONS#", "MAILS#", "REFUSALS#", "MAIL SERVERS#")
-    return table(columns, ([*row.values()] for row in rows))
+    """Make the table of the top clients; columns in which nothing is known are left out."""
+    named = {"client": "CLIENT", "open": "OPEN#", **{name: f"{name.upper()}#" for name in COLUMNS}}
+    shown = [name for name in named if name == "client" or any(row[name] is not None for row in rows)]
+    return table([named[name] for name in shown], ([row[name] for name in shown] for row in rows))
 
 
 @commands.command()

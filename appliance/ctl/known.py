@@ -1,4 +1,4 @@
-"""What files and the kernel know of clients, gateway or not: lock files, and the kernel's sets of the locked.
+"""What files and the kernel know of clients, gateway or not: lock files, the rules' sets, the gate's maps.
 
 The commands call this. It reads; it writes only with the rights of the gateway's
 user, whose they are: a command run by root leaves nothing behind that the gateway could not use.
@@ -12,9 +12,13 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import NamedTuple
 
+from appliance.bpf import gate, layout
+from appliance.bpf.pinned import Gate
 from appliance.config import Config
 from appliance.ctl.base import Code, CtlError
+from appliance.nft.kernel import KernelError, transact
 from appliance.nft.locks import Element, LockSets, NftError, NoTable
+from appliance.nft.names import FAMILY, TABLE
 from appliance.proxy.locks import LockDirectory, is_lock_name, lock_name, read_lock
 from appliance.proxy.privileges import Identity, PrivilegeError, acting_as, identity
 
@@ -87,18 +91,28 @@ def lock_directory(config: Config) -> LockDirectory:
     )
 
 
-def locks(config: Config) -> list[LockFile]:
-    """Give the locks that are in force, and the exemptions, oldest first. Raises CtlError."""
-    directory, path, now = lock_directory(config), config.outside(config.lock_path), time.time()
-    found = []
+def lock_names(config: Config) -> list[str]:
+    """Give the names of all lock files and exemptions. Raises CtlError."""
+    path = config.outside(config.lock_path)
     try:
-        names = [name for name in os.listdir(path) if is_lock_name(name)]  # noqa: PTH208 - names are wanted
+        return [name for name in os.listdir(path) if is_lock_name(name)]  # noqa: PTH208 - names, fast
     except FileNotFoundError:
         return []
     except OSError as error:
         code = Code.FORBIDDEN if isinstance(error, PermissionError) else Code.FAILED
         raise CtlError(f"lock_path {path}: {error.strerror}; try as root", code) from None
-    for name in names:
+
+
+def locks(config: Config, client: str | None = None) -> list[LockFile]:
+    """Give the locks in force and the exemptions, oldest first; with a name, those of that client's idents.
+
+    Raises CtlError.
+    """
+    directory, path, now = lock_directory(config), config.outside(config.lock_path), time.time()
+    found = []
+    for name in lock_names(config):
+        if client is not None and name != client and not name.startswith(f"{client}-"):
+            continue
         lock = directory.look(name)
         if lock and (lock.until is None or lock.until > now):
             found.append(LockFile(name, lock.since, lock.until, read_lock(lock.path)[0], exempt=False))
@@ -129,6 +143,46 @@ def kernel_locks() -> dict[str, Element] | str:
         return "only root may ask the kernel" if os.geteuid() else f"the kernel refuses: {error}"
     finally:
         sets.close()
+
+
+def kernel_counters() -> dict[str, int]:
+    """Give the packets of the table's named counters; nothing where there is no table, or no right to ask."""
+    try:
+        found = transact([{"list": {"counters": {"table": {"family": FAMILY, "name": TABLE}}}}])
+    except KernelError:
+        return {}
+    counters = [each["counter"] for each in found if "counter" in each]
+    return {
+        each["name"]: each["packets"]
+        for each in counters
+        if (each["family"], each["table"]) == (FAMILY, TABLE)
+    }
+
+
+def gate_interfaces() -> dict[str, str]:
+    """Give the interfaces that the gate watches, and how; nothing where there is none to be asked."""
+    try:
+        return gate.attached()
+    except OSError:
+        return {}
+
+
+def gate_clients(config: Config) -> dict[str, layout.Client]:
+    """Give what the gate has counted of each client, by address; nothing where there is none to be asked."""
+    try:
+        with Gate() as standing:
+            return {str(client.address): client for client in standing.clients(config.fanout_period)}
+    except OSError:
+        return {}
+
+
+def gate_client(config: Config, address: Address) -> layout.Client | None:
+    """Give what the gate has counted of a client, None if nothing."""
+    try:
+        with Gate() as standing:
+            return standing.client(address, config.fanout_period)
+    except OSError:
+        return None
 
 
 def trusted(config: Config, address: Address) -> str | None:

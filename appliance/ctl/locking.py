@@ -172,7 +172,7 @@ def unlock(
     config = given(context).config()
     name = "" if every else known.client(client).name
     wanted = [
-        lock for lock in known.locks(config) if every or lock.name == name or lock.name.startswith(f"{name}-")
+        lock for lock in known.locks(config, name or None) if every or "-" not in name or lock.name == name
     ]
     locked = [lock.name for lock in wanted if not lock.exempt]
     if not locked and not every:

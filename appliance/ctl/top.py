@@ -20,9 +20,8 @@ from rich.text import Text
 
 from appliance.ctl.ask import ask
 from appliance.ctl.base import Code, Context, CtlError, clean, given, print_json
-from appliance.ctl.gateway import busiest, client_table
+from appliance.ctl.gateway import COLUMNS, busiest, client_table
 from appliance.ctl.times import span
-from appliance.supervisor.requests import TALLIES
 
 commands = typer.Typer()
 
@@ -36,7 +35,7 @@ def top(
     every: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.5, max=3600, help="Between two looks.")
     ] = 2.0,
-    by: Annotated[str, typer.Option(metavar="COLUMN", help=f"One of {', '.join(TALLIES)}.")] = TALLIES[0],
+    by: Annotated[str, typer.Option(metavar="COLUMN", help=f"One of {', '.join(COLUMNS)}.")] = COLUMNS[0],
 ) -> None:
     """Show sessions, rates, refusals and the busiest clients, live; q ends it. With --json: once."""
     if given(context).as_json:
