@@ -103,8 +103,18 @@ class _Others:
                 kind = next(iter(each))
                 if kind in _STEALS or (kind in _STOPS and port):
                     yield kind, rule
-                for target in _targets(each):
+                for target in self._targets(chain, each):
                     yield from self._follow((*chain[:2], target), named=port, depth=depth + 1)
+
+    def _targets(self, chain: Place, words: Json) -> Iterator[str]:
+        """Give the chains a statement may lead our connections to; maps that have names are not known."""
+        for kind in ("jump", "goto"):
+            if kind in words:
+                yield words[kind]["target"]
+        about = words.get("vmap", {})
+        for key, verdict in about["data"]["set"] if isinstance(about.get("data"), dict) else ():
+            if self._may_match(chain, {"match": {"op": "==", "left": about["key"], "right": key}}):
+                yield from self._targets(chain, verdict)
 
     def _may_match(self, chain: Place, condition: Json) -> bool:
         about = condition.get("match")
@@ -161,14 +171,3 @@ def _lies(mine: Any, low: Any, high: Any) -> bool:
         return bool(low <= mine <= high)
     except TypeError:  # one a number, the other a name of one: cannot be told
         return True
-
-
-def _targets(words: Json) -> Iterator[str]:
-    """Give the chains that a statement may lead to."""
-    for kind in ("jump", "goto"):
-        if kind in words:
-            yield words[kind]["target"]
-    elements = words.get("vmap", {}).get("data")
-    for element in elements.get("set", []) if isinstance(elements, dict) else ():
-        if isinstance(element, list) and len(element) == 2 and isinstance(element[1], dict):
-            yield from _targets(element[1])

@@ -11,8 +11,10 @@ from threading import Thread
 from typing import TypeVar
 
 from appliance.nft.expression import Json
+from appliance.nft.names import LIVELY, TABLE
 
 _CLONE_NEWNET = 0x40000000
+_TELLING = ("inet_service", "ifname", "inet_proto")  # what sets of others' rules may say of our connections
 T = TypeVar("T")
 
 
@@ -26,12 +28,47 @@ class Unreadable(KernelError):
 
 def transact(commands: Sequence[Json]) -> list[Json]:
     """Execute commands, all or none of them; give what they list. Raises KernelError, and so Unreadable."""
+    return _execute(commands, terse=False)
+
+
+def ruleset() -> list[Json]:
+    """List all tables of this namespace, of sets only elements that matter. Raises KernelError."""
+    return _with_elements(_execute([{"list": {"ruleset": None}}], terse=True))
+
+
+def table(family: str, name: str) -> list[Json]:
+    """List one table like that; nothing if it is not there. Raises KernelError."""
+    try:
+        listed = _execute([{"list": {"table": {"family": family, "name": name}}}], terse=True)
+    except KernelError as error:
+        if "No such file" in str(error):
+            return []
+        raise
+    return _with_elements(listed)
+
+
+def _with_elements(listing: list[Json]) -> list[Json]:
+    """Fetch elements set by set: to list 50,000 locks takes seconds, and nobody here asks for them."""
+    for entry in listing:
+        about = entry.get("set")
+        if about and (_is_planned(about) or about["type"] in _TELLING):
+            listed = transact([{"list": {"set": {key: about[key] for key in ("family", "table", "name")}}}])
+            about |= listed[0]["set"]
+    return listing
+
+
+def _is_planned(about: Json) -> bool:
+    return about["table"] == TABLE and about["name"] not in LIVELY
+
+
+def _execute(commands: Sequence[Json], *, terse: bool) -> list[Json]:
     try:
         from nftables import Nftables  # a package of the system, which may lack it
     except ImportError:
         raise KernelError("the nftables library is missing; install the package python3-nftables") from None
     nft = Nftables()
     nft.set_json_output(True)
+    nft.set_terse_output(terse)
     try:
         status, output, error = nft.json_cmd({"nftables": list(commands)})
     except ValueError:  # libnftables up to 1.0.6 breaks off at a table that has flags
@@ -40,21 +77,6 @@ def transact(commands: Sequence[Json]) -> list[Json]:
         advice = "; appliance-ctl needs root" if os.geteuid() and "not permitted" in error else ""
         raise KernelError(" ".join(error.split())[:400].removeprefix("internal:0:0-0: Error: ") + advice)
     return list((output or {}).get("nftables", []))[1:]  # the first names libnftables
-
-
-def ruleset() -> list[Json]:
-    """List all tables of this namespace. Raises KernelError."""
-    return transact([{"list": {"ruleset": None}}])
-
-
-def table(family: str, name: str) -> list[Json]:
-    """List one table; nothing if it is not there. Raises KernelError."""
-    try:
-        return transact([{"list": {"table": {"family": family, "name": name}}}])
-    except KernelError as error:
-        if "No such file" in str(error):
-            return []
-        raise
 
 
 def elsewhere(work: Callable[[], T]) -> T:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,6 +111,22 @@ def test_a_new_configuration_keeps_locks_and_counters(tmp_path: Path) -> None:
         assert "10.0.0.66 counter packets 7 bytes 420 timeout 1h" in listed
         assert 'comment "VIRUS"' in listed
         assert Installer(parse(BOTH + "lock_talk 0\n"), directory=tmp_path).check() == []
+
+    as_router(work)
+
+
+def test_fifty_thousand_locks_are_kept_and_hold_nobody_up(tmp_path: Path) -> None:
+    def work() -> None:
+        Installer(parse(TPROXY), directory=tmp_path).up()
+        place = {"family": "inet", "table": "appliance", "name": "locked4"}
+        addresses = [f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}" for n in range(50_000)]
+        kernel.transact([{"add": {"element": place | {"elem": addresses}}}])
+        begin = time.monotonic()
+        assert not Installer(parse(BOTH), directory=tmp_path).up().empty
+        assert Installer(parse(BOTH), directory=tmp_path).check() == []
+        assert time.monotonic() - begin < 1.5  # listing them takes longer
+        listed = kernel.transact([{"list": {"set": place}}])
+        assert len(listed[0]["set"]["elem"]) == len(addresses)
 
     as_router(work)
 
