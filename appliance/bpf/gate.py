@@ -210,7 +210,7 @@ def _detach(path: Path) -> None:
 
 
 def attached(pins: Path = PINS) -> dict[str, str]:
-    """Give the interfaces that the gate watches and how: native or generic. Raises OSError without a gate."""
+    """Give the interfaces that the gate watches and how, native or generic. Raises OSError if forbidden."""
     found = {}
     for path, mode, index in _links(pins):
         if _leads_to(path) == index:

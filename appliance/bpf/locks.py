@@ -1,7 +1,8 @@
 """The locked clients that the gate knows: a mirror of the lock directory beside the one in nft's sets.
 
-The lock mirror of the supervisor writes here, appliance-ctl reads. The files are the truth, and nft drops
-what the gate does not: nothing that fails here may stop anybody, so it is told in the log, once.
+The lock mirror of the supervisor writes here, `dropped` is what appliance-ctl reads. The files are the
+truth, and nft drops what the gate does not: nothing that fails here may stop anybody, so it is told in the
+log, once.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +16,12 @@ from appliance.log import Log
 
 T = TypeVar("T")
 _TOLERANCE = 1_000_000_000  # nanoseconds by which an end may seem to differ because clocks are set
+
+
+def dropped(pins: Path = PINS) -> dict[Address, int]:
+    """Give each client that is locked and how many packets of it were dropped. Raises OSError."""
+    with open_map(pins, "locks") as found:
+        return {layout.unpack_address(key): layout.unpack_lock(value)[1] for key, value in found.items()}
 
 
 class GateLocks:
@@ -43,10 +50,6 @@ class GateLocks:
     def replace(self, locks: Mapping[Address, tuple[float | None, str]], /) -> None:
         """Make these, pairs of deadline and cause, all the locks there are; what is counted stays."""
         self._try(lambda: self._replace(locks))
-
-    def dropped(self) -> dict[Address, int]:
-        """Give each client that is locked and how many packets of it were dropped. Raises OSError."""
-        return {layout.unpack_address(key): layout.unpack_lock(value)[1] for key, value in self._map.items()}
 
     def _replace(self, locks: Mapping[Address, tuple[float | None, str]]) -> None:
         wanted = {

@@ -14,7 +14,7 @@ import pytest
 
 from appliance.bpf import maps, programs
 from appliance.bpf.layout import Address
-from appliance.bpf.locks import GateLocks
+from appliance.bpf.locks import GateLocks, dropped
 from appliance.bpf.pinned import Gate
 from appliance.log import Log
 from lab.gateway import Options
@@ -89,7 +89,7 @@ def test_a_locked_client_does_not_reach_the_stack(network: Network, arrived: Arr
             before = arrived.packets()
             assert not knock(network, source, target)
             assert arrived.packets() == before
-            assert locks.dropped()[ip_address(source)] >= 1
+            assert dropped(gate.pins)[ip_address(source)] >= 1
             locks.remove(ip_address(source))
             assert knock(network, source, target)
             assert arrived.packets() == before + 1
@@ -217,11 +217,11 @@ def test_a_bot_that_only_speaks_tls_is_locked_and_others_are_not(
         wait_until(told.read_text, 5, "the action script")
         assert told.read_text() == f"FANOUT {CLIENT4} {running.locks / CLIENT4}\n"
         locks = locks_of(gate)
-        wait_until(lambda: IPv4Address(CLIENT4) in locks.dropped(), 5, "the lock in the gate")
+        wait_until(lambda: IPv4Address(CLIENT4) in dropped(gate.pins), 5, "the lock in the gate")
         assert not knock(network, CLIENT4, MAIL4)
-        assert locks.dropped()[IPv4Address(CLIENT4)] >= 1
+        assert dropped(gate.pins)[IPv4Address(CLIENT4)] >= 1
         (running.locks / CLIENT4).unlink()
-        wait_until(lambda: IPv4Address(CLIENT4) not in locks.dropped(), 5, "the lock gone from the gate")
+        wait_until(lambda: IPv4Address(CLIENT4) not in dropped(gate.pins), 5, "the lock gone from the gate")
         locks.close()
 
 
@@ -235,7 +235,7 @@ def test_a_gate_that_comes_later_is_used(network: Network, gateway: GatewayFacto
     for _ in range(2):  # up, down, and another one
         with standing(network.router, options) as gate:
             locks = locks_of(gate)
-            wait_until(lambda: IPv4Address(CLIENT4) in locks.dropped(), 10, "the lock in the gate")  # noqa: B023
+            wait_until(lambda: IPv4Address(CLIENT4) in dropped(gate.pins), 10, "the lock in the gate")
             locks.close()
             with Gate(gate.pins) as found:
                 assert found.is_configured(gate.config())
@@ -398,7 +398,7 @@ def test_fifty_thousand_locks(network: Network) -> None:
         begun = time.monotonic()
         locks.replace(clients)
         took = time.monotonic() - begun
-        assert len(locks.dropped()) == 50_000
+        assert len(dropped(gate.pins)) == 50_000
         locks.add(IPv4Address(CLIENT4), time.time() + 60)
         assert not knock(network, CLIENT4, MAIL4)
         locks.remove(IPv4Address(CLIENT4))
@@ -407,7 +407,7 @@ def test_fifty_thousand_locks(network: Network) -> None:
         locks.replace(clients)
         again = time.monotonic() - begun
         locks.replace({})
-        assert locks.dropped() == {}
+        assert dropped(gate.pins) == {}
         locks.close()
     assert took < 3
     assert again < 3

@@ -6,15 +6,16 @@ The router's routes are real, so what is meant for the router itself is known to
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.bpf import layout, maps, programs
-from appliance.bpf.locks import GateLocks
+from appliance.bpf.locks import GateLocks, dropped
 from appliance.bpf.maps import Map
 from appliance.bpf.pinned import Gate
 from appliance.bpf.programs import DROP, PASS
@@ -41,40 +42,51 @@ from tests.bpf.packets import (
     syn,
     tcp,
 )
-from tests.lab.gate import standing
+from tests.lab.gate import RouterGate, standing
 
 pytestmark = pytest.mark.lab
 
 TRUSTED = (
     "trusted_clients 203.0.113.0/24,2001:db8:77::/64\ntrusted_servers 198.51.100.77,2001:db8:25:7::/64\n"
 )
-Judge = Callable[[bytes], int]
 
 
 @pytest.fixture(scope="module")
-def gate(network: Network) -> Iterator[Gate]:
-    with standing(network.router) as up, Gate(up.pins) as gate:
+def up(network: Network) -> Iterator[RouterGate]:
+    with standing(network.router) as up:
+        yield up
+
+
+@pytest.fixture(scope="module")
+def gate(up: RouterGate) -> Iterator[Gate]:
+    with Gate(up.pins) as gate:
         yield gate
 
 
-@pytest.fixture(scope="module")
-def judge(network: Network, gate: Gate) -> Iterator[Judge]:  # noqa: ARG001 - it has to stand
-    """Give the gate a packet; get its verdict."""
-    program = maps.get(network.router.root / "sys/fs/bpf/smtp-gated/gate")
-    index = inside(network.router.namespace, lambda: socket.if_nametoindex("lan"))
+class Judge:
+    """Give it a packet as the LAN would; get the gate's verdict. `pins` has its maps."""
 
-    def judged(packet: bytes) -> int:
-        trial = inside(network.router.namespace, lambda: programs.try_on(program, packet, interface=index))
+    def __init__(self, network: Network, pins: Path) -> None:
+        self.namespace, self.pins = network.router.namespace, pins
+        self.program = maps.get(pins / "gate")
+        self.index = inside(self.namespace, lambda: socket.if_nametoindex("lan"))
+
+    def __call__(self, packet: bytes) -> int:
+        trial = inside(self.namespace, lambda: programs.try_on(self.program, packet, interface=self.index))
         assert trial.packet == packet
         return trial.verdict
 
-    yield judged
-    os.close(program)
+
+@pytest.fixture(scope="module")
+def judge(network: Network, up: RouterGate) -> Iterator[Judge]:
+    judge = Judge(network, up.pins)
+    yield judge
+    os.close(judge.program)
 
 
 @pytest.fixture
-def locks(network: Network, gate: Gate) -> Iterator[GateLocks]:
-    locks = GateLocks(Log("crit", "mail", stderr=False), network.router.root / "sys/fs/bpf/smtp-gated")
+def locks(up: RouterGate, gate: Gate) -> Iterator[GateLocks]:
+    locks = GateLocks(Log("crit", "mail", stderr=False), up.pins)
     gate.configure(parse(f"mode tproxy\nlock_talk 0\n{TRUSTED}"))
     yield locks
     locks.replace({})
@@ -137,18 +149,18 @@ PASSED = {
 
 @pytest.mark.parametrize("name", DROPPED)
 @pytest.mark.option("intercept_ports")
-def test_what_begins_a_locked_clients_connection_is_dropped(
-    name: str, judge: Judge, locked: GateLocks
-) -> None:
+@pytest.mark.usefixtures("locked")
+def test_what_begins_a_locked_clients_connection_is_dropped(name: str, judge: Judge) -> None:
     assert judge(DROPPED[name]) == DROP
-    assert sum(locked.dropped().values()) == 1
+    assert sum(dropped(judge.pins).values()) == 1
 
 
 @pytest.mark.parametrize("name", PASSED)
 @pytest.mark.option("trusted_servers", "trusted_clients")
-def test_everything_else_passes(name: str, judge: Judge, locked: GateLocks) -> None:
+@pytest.mark.usefixtures("locked")
+def test_everything_else_passes(name: str, judge: Judge) -> None:
     assert judge(PASSED[name]) == PASS
-    assert sum(locked.dropped().values()) == 0
+    assert sum(dropped(judge.pins).values()) == 0
 
 
 @pytest.mark.parametrize("name", ["IPv4", "VLAN of a service provider", "six extensions", "IP options"])
@@ -205,21 +217,21 @@ def test_a_lock_ends_with_its_deadline(judge: Judge, locks: GateLocks) -> None:
     assert judge(syn()) == PASS
     locks.add(ip_address(CLIENT4), time.time() + 3600)
     assert judge(syn()) == DROP
-    assert locks.dropped() == {ip_address(CLIENT4): 2}  # kept while the end was changed
+    assert dropped(judge.pins) == {ip_address(CLIENT4): 2}  # kept while the end was changed
     locks.remove(ip_address(CLIENT4))
     assert judge(syn()) == PASS
 
 
 @pytest.mark.option("lock_talk")
 def test_a_locked_client_may_come_a_few_times_a_minute_to_be_told(
-    network: Network, gate: Gate, judge: Judge, locks: GateLocks
+    gate: Gate, judge: Judge, locks: GateLocks
 ) -> None:
     gate.configure(parse("mode tproxy\nlock_talk 3\n"))
     locks.add(ip_address(CLIENT4), None)
     locks.add(ip_address(CLIENT6), None)
     assert [judge(syn()) for _ in range(6)] == [PASS] * 3 + [DROP] * 3
     assert judge(syn(CLIENT6, SERVER6)) == PASS  # each has minutes of its own
-    with Map.open(network.router.root / "sys/fs/bpf/smtp-gated/locks") as raw:
+    with Map.open(judge.pins / "locks") as raw:
         key = layout.pack_address(ip_address(CLIENT4))
         value = raw.lookup(key)
         assert value
@@ -288,8 +300,7 @@ def test_nobody_is_reported_unless_that_is_wanted(judge: Judge, gate: Gate) -> N
 class Watched:
     """A client whose servers are counted, and whose past can be made older than it is."""
 
-    def __init__(self, network: Network, judge: Judge, gate: Gate, address: str) -> None:
-        self.pins = network.router.root / "sys/fs/bpf/smtp-gated"
+    def __init__(self, judge: Judge, gate: Gate, address: str) -> None:
         self.judge, self.gate, self.address = judge, gate, address
 
     def visit(self, servers: range, port: int = 25) -> None:
@@ -298,7 +309,7 @@ class Watched:
 
     def age(self, seconds: int) -> None:
         key = layout.pack_address(ip_address(self.address))
-        with Map.open(self.pins / "clients") as raw:
+        with Map.open(self.judge.pins / "clients") as raw:
             value = raw.lookup(key)
             assert value
             turned = int.from_bytes(value[24:32], "little") - seconds * 1_000_000_000
@@ -311,11 +322,11 @@ class Watched:
 
 
 @pytest.fixture
-def watched(network: Network, judge: Judge, gate: Gate, locks: GateLocks) -> Watched:  # noqa: ARG001
+def watched(judge: Judge, gate: Gate, locks: GateLocks) -> Watched:  # noqa: ARG001
     """A client under fanout_period 1000, never seen before."""
     watch(gate, 50, 1000)
     serial = sum(1 for _ in gate.clients(1000))
-    return Watched(network, judge, gate, f"10.77.9.{serial}")
+    return Watched(judge, gate, f"10.77.9.{serial}")
 
 
 @pytest.mark.option("fanout_period")
@@ -373,9 +384,8 @@ def test_the_estimate_is_close(count: int, judge: Judge, gate: Gate) -> None:
     assert found.servers == pytest.approx(count, rel=0.12, abs=0.5)
 
 
-@pytest.mark.usefixtures("gate")
-def test_many_clients_do_not_fill_the_memory(network: Network) -> None:
-    with Map.open(network.router.root / "sys/fs/bpf/smtp-gated/clients") as raw:
+def test_many_clients_do_not_fill_the_memory(up: RouterGate) -> None:
+    with Map.open(up.pins / "clients") as raw:
         assert raw.capacity * (raw.value_size + 64) < 16 << 20
         names = [(0x2001 << 112 | number << 32).to_bytes(16) for number in range(2 * raw.capacity)]
         raw.update_all([(name, bytes(raw.value_size)) for name in names])
