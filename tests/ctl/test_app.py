@@ -1,14 +1,18 @@
 """The command line itself: shared options, exit codes, completion, and what is said when no gateway runs."""
 
-import json
+import contextlib
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from appliance.config import OPTIONS
+from appliance.ctl import ask
 from appliance.supervisor.pidfile import PidFile
 from tests.ctl.conftest import Tool
 
@@ -121,15 +125,15 @@ def test_wrong_usage(tool: Tool) -> None:
     assert "top needs a terminal" in done.err
 
 
-def test_options_before_and_behind_and_the_program_itself(tool: Tool) -> None:
-    before = subprocess.run(
-        [PROGRAM, "--json", "--config", tool.file, "locks"], capture_output=True, text=True
-    )
-    behind = subprocess.run(
-        [PROGRAM, "locks", "--json", "--config", tool.file], capture_output=True, text=True
-    )
-    assert json.loads(before.stdout) == json.loads(behind.stdout)
-    assert (before.returncode, behind.returncode, before.stderr) == (0, 0, "")
+def test_options_before_and_behind(tool: Tool) -> None:
+    tool("lock", "192.0.2.7")
+    found = [
+        tool(*words).json
+        for words in (("--json", "locks"), ("locks", "--json"), ("--json", "locks", "--json"))
+    ]
+    assert found[0] == found[1] == found[2]
+    assert tool("--config", "/nonexistent", "locks", "--config", str(tool.file)).code == 0
+    assert tool("locks", "--config", "/nonexistent").code == 2
 
 
 def test_completion() -> None:
@@ -142,3 +146,39 @@ def test_help_names_the_exit_codes(tool: Tool) -> None:
     done = tool("--help")
     assert done.code == 0
     assert "Exit codes: 0 done" in done.out
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"", "the gateway ended before it had answered"),
+        (b"[" * 1900 + b"\n", "the gateway ended before it had answered"),
+        (b"x" * 3000, "the gateway's answer has no end"),
+        (b'{"error": "\\u001b[31m", "code": "busy"}\n', "the gateway refuses: ?[31m"),
+        (None, "no answer within 0 s"),
+    ],
+)
+def test_a_gateway_that_cannot_be_believed(
+    tool: Tool, monkeypatch: pytest.MonkeyPatch, answer: bytes | None, said: str
+) -> None:
+    monkeypatch.setattr(ask, "_PATIENCE", 0.2)
+    monkeypatch.setattr(ask, "_LONGEST_ANSWER", 2000)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tool.home / "control"))
+        listening.listen()
+
+        def answers() -> None:
+            client, _ = listening.accept()
+            with client, contextlib.suppress(OSError):
+                client.recv(4096)
+                if answer is None:
+                    time.sleep(0.4)
+                else:
+                    client.sendall(answer)
+
+        thread = threading.Thread(target=answers)
+        thread.start()
+        done = tool("sessions")
+        thread.join()
+    assert (done.code, done.out) == (1, "")
+    assert said in done.err
