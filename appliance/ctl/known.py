@@ -8,18 +8,20 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import NamedTuple
 
 from appliance.bpf import gate, layout
+from appliance.bpf.locks import dropped
 from appliance.bpf.pinned import Gate
 from appliance.config import Config
 from appliance.ctl.base import Code, CtlError
 from appliance.nft.kernel import KernelError, transact
 from appliance.nft.locks import Element, LockSets, NftError, NoTable
 from appliance.nft.names import FAMILY, TABLE
-from appliance.proxy.locks import LockDirectory, is_lock_name, lock_name, read_lock
+from appliance.proxy.locks import Lock, LockDirectory, is_lock_name, lock_name, read_lock
 from appliance.proxy.privileges import Identity, PrivilegeError, acting_as, identity
 
 Address = IPv4Address | IPv6Address
@@ -103,22 +105,26 @@ def lock_names(config: Config) -> list[str]:
         raise CtlError(f"lock_path {path}: {error.strerror}; try as root", code) from None
 
 
-def locks(config: Config, client: str | None = None) -> list[LockFile]:
-    """Give the locks in force and the exemptions, oldest first; with a name, those of that client's idents.
+def locks(config: Config, client: str | None = None, latest: int | None = None) -> list[LockFile]:
+    """Give the locks in force and the exemptions, oldest first, or only so many of the latest.
 
-    Raises CtlError.
+    With a name, those of that client and its idents. Raises CtlError.
     """
     directory, path, now = lock_directory(config), config.outside(config.lock_path), time.time()
-    found = []
+    found: list[tuple[float, str, Lock | None]] = []
     for name in lock_names(config):
         if client is not None and name != client and not name.startswith(f"{client}-"):
             continue
         lock = directory.look(name)
         if lock and (lock.until is None or lock.until > now):
-            found.append(LockFile(name, lock.since, lock.until, read_lock(lock.path)[0], exempt=False))
-        elif lock is None and (since := exemption(path / name)):
-            found.append(LockFile(name, since, None, read_lock(path / name)[0], exempt=True))
-    return sorted(found, key=lambda lock: lock.since)
+            found.append((lock.since, name, lock))
+        elif lock is None and (since := exemption(path / name)) is not None:
+            found.append((since, name, None))
+    found.sort(key=lambda each: each[:2])
+    return [
+        LockFile(name, since, lock.until if lock else None, read_lock(path / name)[0], exempt=lock is None)
+        for since, name, lock in found[-latest if latest else 0 :]
+    ]
 
 
 def exemption(path: Path) -> float | None:
@@ -130,19 +136,31 @@ def exemption(path: Path) -> float | None:
 
 
 def kernel_locks() -> dict[str, Element] | str:
-    """Give the clients that the kernel drops, by address, or why that cannot be told."""
+    """Give the clients that the kernel drops, by rules or by the gate, by address; or why that is unknown."""
     try:
         sets = LockSets()
     except (ImportError, OSError) as error:
         return f"nftables cannot be asked ({error}); install python3-nftables"
     try:
-        return {str(element.address): element for element in sets.dump()}
+        found = {str(element.address): element for element in sets.dump()}
     except NoTable:
         return "the kernel has no table inet appliance; appliance-ctl up makes it"
     except (NftError, OSError) as error:
         return "only root may ask the kernel" if os.geteuid() else f"the kernel refuses: {error}"
     finally:
         sets.close()
+    for address, packets in _dropped_by_gate().items():
+        if element := found.get(str(address)):
+            found[str(address)] = replace(element, packets=element.packets + packets)
+    return found
+
+
+def _dropped_by_gate() -> dict[Address, int]:
+    """Give the packets that the gate dropped before the sets could count them; nothing without a gate."""
+    try:
+        return dropped()
+    except OSError:
+        return {}
 
 
 def kernel_counters() -> dict[str, int]:

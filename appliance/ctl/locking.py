@@ -19,6 +19,7 @@ from appliance.ctl.times import duration, end, moment, span
 
 commands = typer.Typer()
 
+_TOLD = 20  # clients who are told by name when they are unlocked
 _BY_HAND = "ADMIN"  # begins the cause of a lock that was made with this tool
 Client = Annotated[
     str, typer.Argument(metavar="ADDR", help="An address, or ADDRESS-IDENT.", show_default=False)
@@ -33,28 +34,28 @@ def locks(
     """List who is locked out: why, since when, until when, how many packets were dropped, and where it is."""
     config = given(context).config()
     kernel = known.kernel_locks()
-    rows = _rows(known.locks(config), kernel)
     note = kernel if isinstance(kernel, str) else None
     if given(context).as_json:
-        print_json({"locks": rows, "kernel": note})
+        print_json({"locks": _rows(known.locks(config), kernel), "kernel": note})
         return
-    shown = rows[-most:]
+    files = known.locks(config, latest=most)
     columns = ("CLIENT", "WHY", "BY", "SINCE", "UNTIL", "LEFT#", "DROPPED#", "FROM")
     out = console()
-    out.print(table(columns, (_cells(row) for row in shown)))
-    if len(rows) > most:
-        out.print(f"the latest {most} of {len(rows)} (--most shows more)")
+    out.print(table(columns, map(_cells, _rows(files, kernel, alone=len(files) < most))))
+    if (there := len(known.lock_names(config))) > len(files) == most:
+        out.print(f"the latest {most} of {there} (--most shows more)")
     if note:
         out.print(f"DROPPED is unknown: {clean(note)}")
 
 
-def _rows(files: list[known.LockFile], kernel: dict[str, Any] | str) -> list[dict[str, object]]:
-    """Join what the files and the kernel say; who is in the kernel alone is left over for a moment only."""
+def _rows(
+    files: list[known.LockFile], kernel: dict[str, Any] | str, *, alone: bool = True
+) -> list[dict[str, object]]:
+    """Join what the files and the kernel say; those that the kernel has `alone`, for a moment, come last."""
     elements = {} if isinstance(kernel, str) else dict(kernel)
     places = neighbours()
     rows = []
     for file in files:
-        client = known.client(file.name)
         element = elements.pop(file.name, None)
         rows.append(
             {
@@ -65,11 +66,11 @@ def _rows(files: list[known.LockFile], kernel: dict[str, Any] | str) -> list[dic
                 "until": file.until,
                 "dropped": element.packets if element else None,
                 "in_kernel": None if isinstance(kernel, str) else element is not None,
-                "from": places.get(str(client.address)),
+                "from": places.get(file.name.partition("-")[0]),
             }
         )
     now = time.time()
-    for address, element in elements.items():
+    for address, element in elements.items() if alone else ():
         until = None if element.remaining is None else now + element.remaining
         rows.append(
             {
@@ -186,4 +187,5 @@ def unlock(
     if given(context).as_json:
         print_json({"unlocked": locked})
     else:
-        console().print(f"unlocked: {clean(' '.join(locked)) if locked else 'nobody was locked'}")
+        who = " ".join(locked) if len(locked) <= _TOLD else f"{len(locked)} clients"
+        console().print(f"unlocked: {clean(who) if locked else 'nobody was locked'}", soft_wrap=True)

@@ -145,10 +145,13 @@ def test_hostile_causes_and_names_are_shown_without_harm(tool: Tool) -> None:
     assert [path.name for path in tool.locks.iterdir()] == ["notes"]
 
 
-def test_five_hundred_locks_are_shown_and_more_are_told_of(tool: Tool) -> None:
+def test_the_latest_locks_are_shown_and_more_are_told_of(tool: Tool) -> None:
     for number in range(30):
         (tool.locks / f"192.0.2.{number}").write_text("CAUSE\n")
     assert len(tool("locks", "--json").json["locks"]) == 30
     lines = tool("locks", "--most", "10").out.splitlines()
     assert "the latest 10 of 30 (--most shows more)" in lines
     assert sum(line.startswith("192.0.2.") for line in lines) == 10
+    assert "--most" not in tool("locks", "--most", "30").out
+    assert tool("unlock", "--all").out == "unlocked: 30 clients\n"
+    assert not any(tool.locks.iterdir())
