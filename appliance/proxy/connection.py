@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 from appliance.proxy import admission
 from appliance.proxy.checks import Checks
@@ -395,6 +395,6 @@ def _is_connected(outgoing: socket.socket) -> bool:
     return True
 
 
-def _endpoint(name: tuple[str, int]) -> Endpoint:
-    address = name[0]
-    return Endpoint(address.removeprefix("::ffff:") if "." in address else address, name[1])
+def _endpoint(name: tuple[Any, ...]) -> Endpoint:
+    address = str(name[0])
+    return Endpoint(address.removeprefix("::ffff:") if "." in address else address, int(name[1]))
