@@ -7,6 +7,7 @@ a new configuration says, and whether there is one at all: it comes and goes by 
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +64,8 @@ class FanOut:
         gate = None
         try:
             gate = Gate(self._pins)
+            if not gate.is_current():  # or it is not finished
+                raise OSError(errno.ESTALE, "the gate is of another version")
             gate.configure(self._config)
         except OSError as error:
             if gate:
