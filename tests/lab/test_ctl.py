@@ -23,6 +23,7 @@ from lab.namespace import inside
 from lab.network import CLIENT4, CLIENT6, PUBLIC_CLIENT4, Network
 from lab.process import wait_until
 from tests.lab.conftest import GatewayFactory
+from tests.lab.gate import standing
 from tests.lab.scripted import ScriptedServer, Talk, server_on
 
 pytestmark = pytest.mark.lab
@@ -195,6 +196,30 @@ def test_a_lock_by_hand_reaches_the_kernel_and_is_taken_back(
         client.greet()
 
 
+def test_what_the_gate_counted_stands_beside_it(
+    network: Network, server: ScriptedServer, start: Start
+) -> None:
+    ctl = start({"fanout_period": 60})
+    with standing(network.router, {"fanout_period": 60}):
+        with connect(network, server) as client:
+            client.greet()
+            (talker,) = json.loads(ctl.text("clients", "--by", "servers", "--json"))["clients"]
+            assert (talker["client"], talker["connections"], talker["destinations"]) == (CLIENT4, 1, 1)
+            assert (talker["syns"], talker["dropped"], talker["servers"]) == (1, 0, 1)
+            assert re.search(rf"^{CLIENT4} +1 +1 +0 +0 +1 +1 +0 +1 *$", ctl.text("clients"), re.MULTILINE)
+            assert "gate      on lan (native)" in ctl.text("status")
+            told = "gate      1 connections tried, 0 of them dropped, about 1 mail servers lately"
+            assert told in ctl.text("explain", CLIENT4)
+        process = ctl.gateway.process
+        assert process
+        assert process.terminate() is not None
+        done = ctl("clients")
+        assert done.returncode == 4
+        assert re.search(rf"^{CLIENT4} +1 +0 +1 *$", done.stdout, re.MULTILINE)
+        assert "the gateway's counts are missing: no gateway answers" in done.stdout
+    assert ctl("clients").stdout == ""
+
+
 def test_what_is_foretold_comes_true(network: Network, server: ScriptedServer, start: Start) -> None:
     limits = network.router.run_directory / "limits-of-foretelling"
     ctl = start(
@@ -284,13 +309,12 @@ def test_a_reload_tells_what_came_of_it(start: Start) -> None:
 
 def test_a_worker_that_hangs_is_named(start: Start) -> None:
     ctl = start({})
-    inside = [worker["pid"] for worker in ctl.json("status")["gateway"]["workers"]]
-    ctl.gateway.host.run(["kill", "-STOP", str(inside[0])])
+    pids = [worker["pid"] for worker in ctl.json("status")["gateway"]["workers"]]
+    ctl.gateway.host.run(["kill", "-STOP", str(pids[0])])
     try:
-        assert ctl.json("sessions")["silent_workers"] == [inside[0]]
-        assert f"worker {inside[0]} does not answer" in ctl.text("clients")
+        assert f"worker {pids[0]} does not answer: what it has is missing above" in ctl.text("sessions")
     finally:
-        ctl.gateway.host.run(["kill", "-CONT", str(inside[0])])
+        ctl.gateway.host.run(["kill", "-CONT", str(pids[0])])
 
 
 def test_a_hostile_crowd_does_not_keep_root_out(
