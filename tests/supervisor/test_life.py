@@ -343,6 +343,8 @@ def test_systemd_hears_of_it_all(gateway: Gateway, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("WATCHDOG_USEC", "200000")
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
     gateway.start()
+    kept = [systemd.recv(1000).partition(b"\n")[0] for _ in range(2)]
+    assert kept == [b"FDSTORE=1"] * 2  # the listeners of both workers
     assert [systemd.recv(1000) for _ in range(4)] == [b"READY=1", *[b"WATCHDOG=1"] * 3]
     gateway.signal(signal.SIGHUP)
     gateway.wait_log("RELOAD:DONE")
