@@ -7,7 +7,7 @@ SOURCES := setup.py pyproject.toml $(shell find appliance -name '*.py' -o -name 
 install = missing=$$(for p in $(1); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
 	if [ -n "$$missing" ]; then apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing; fi
 
-.PHONY: setup compiled check test test-deploy demo bench docs dist clean
+.PHONY: setup compiled check test test-deploy demo bench docs dist deb clean
 
 setup: .venv/.ready
 
@@ -39,6 +39,7 @@ test: check compiled
 	$(MAKE) test-deploy
 
 test-deploy: setup
+	@$(call install,binutils)
 	.venv/bin/pytest -q -m deploy tests/deploy
 
 docs: setup
@@ -48,6 +49,10 @@ docs: setup
 
 dist: setup
 	$(PYTHON) -m deploy.dist
+
+deb: setup
+	@$(call install,binutils)
+	$(PYTHON) -m deploy.deb
 
 demo: setup
 	@$(PYTHON) -m lab.demo

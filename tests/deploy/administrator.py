@@ -34,14 +34,14 @@ class Outcome:
 class Administrator:
     """Somebody on the client host with the checkout, an inventory and a key to the machine."""
 
-    def __init__(self, site: Site, wheel: Path, wheelhouse: Path):
+    def __init__(self, site: Site, wheel: Path, wheelhouse: Path, times: list[tuple[str, float]]):
         self.site = site
         self.variables: dict[str, Any] = {
             "smtp_appliance_wheel": str(wheel),
             "smtp_appliance_wheelhouse": str(wheelhouse),
             "smtp_appliance_lan_interfaces": "lan",
         }
-        self.times: list[tuple[str, float]] = []
+        self.times = times
 
     def apply(self, what: str, **variables: Any) -> Outcome:
         """Run the playbook with the role's variables, named without prefix; they stay for the next run."""

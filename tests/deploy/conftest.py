@@ -1,14 +1,95 @@
-"""One site for all tests of deployment; each test finds the machine as the one before has left it."""
+"""One site for all tests of deployment, in the order of a machine's life; and how long each step took."""
 
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from deploy import dist
+from lab.clients import smtp_source
 from lab.machine import Site
+from lab.machine_image import CACHE
+from lab.process import LabError
+from lab.servers import Postfix
+from tests.deploy import scanners
+from tests.deploy.administrator import Administrator
+
+TIMES: list[tuple[str, float]] = []
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the times of the steps, which docs/install.md quotes."""
+    if TIMES:
+        terminalreporter.section("times of deployment")
+        for what, seconds in TIMES:
+            terminalreporter.write_line(f"{seconds:6.1f} s  {what}")
 
 
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
     with Site("deploy") as site:
+        scanners.give_signature(site.machine)
         site.machine.boot()
         yield site
+
+
+@pytest.fixture(scope="session")
+def postfix_server(site: Site) -> Postfix:
+    return Postfix(site.mail).start()
+
+
+@pytest.fixture
+def postfix(postfix_server: Postfix) -> Postfix:
+    """Postfix with empty mailboxes."""
+    postfix_server.clear()
+    return postfix_server
+
+
+@pytest.fixture(scope="session")
+def administrator(site: Site) -> Administrator:
+    wheelhouse = dist.wheelhouse(CACHE / "wheelhouse")
+    return Administrator(site, dist.wheel(site.directory / "dist"), wheelhouse, TIMES)
+
+
+class Load(threading.Thread):
+    """Mails that the client sends without a pause, each over a connection of its own, until `end`."""
+
+    def __init__(self, site: Site, server: str):
+        super().__init__()
+        self._site, self._server = site, server
+        self._ended = threading.Event()
+        self.sent = 0
+        self.failed: LabError | None = None
+
+    def run(self) -> None:
+        """Send; the first mail that is not accepted at once ends it."""
+        while not self._ended.is_set():
+            try:
+                self.sent += smtp_source(self._site.client, self._server, messages=40, sessions=4).messages
+            except LabError as error:
+                self.failed = error
+                return
+
+    def end(self) -> int:
+        """Stop; give the number of mails sent. Raises LabError when one was refused."""
+        self._ended.set()
+        self.join()
+        if self.failed:
+            raise self.failed
+        return self.sent
+
+
+@pytest.fixture
+def load(site: Site, postfix: Postfix) -> Iterator[Load]:
+    load = Load(site, postfix.ipv4)
+    load.start()
+    yield load
+    load.end()
+
+
+@pytest.fixture(scope="session")
+def releases(site: Site) -> Path:
+    """Where the wheels of later versions go; on a path that all hosts share."""
+    return site.directory / "later"

@@ -1,0 +1,262 @@
+"""A machine's life with the appliance: made from bare Debian, rebooted, upgraded under load, made bare again.
+
+The tests follow each other on one machine. Mail is sent by the client and taken by Postfix; neither knows of
+the machine between them.
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from deploy import dist
+from lab.clients import swaks
+from lab.machine import Machine, Site
+from lab.network import CLIENT4, CLIENT6, MAIL4
+from lab.process import wait_until
+from lab.samples import EICAR
+from lab.servers import Postfix
+from tests.deploy.administrator import Administrator
+from tests.deploy.conftest import TIMES, Load
+
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
+
+INFECTED = "10.77.1.13"
+# Not of interest: what changes by itself, and what Debian's own tools remember.
+ELSEWHERE = (
+    "dev proc run srv sys tmp var/cache var/log var/lib/apt var/lib/dpkg var/lib/systemd root var/backups"
+)
+
+
+def state(machine: Machine) -> dict[str, str]:
+    """Give what the machine consists of: files, packages, accounts, units, the kernel's network."""
+    leave_out = " -o ".join(f"-path /{path}" for path in ELSEWHERE.split())
+    files = f"find / -xdev \\( {leave_out} -o -name __pycache__ \\) -prune -o -printf '%p %m %u %l\\n' | sort"
+    commands = {
+        "files": files,
+        "packages": "dpkg-query --show --showformat='${Package} ${db:Status-Status}\\n'",
+        "accounts": "getent passwd; getent group",
+        "units": "systemctl list-unit-files --no-legend --no-pager",
+        "rules": "nft list ruleset 2> /dev/null; ip rule; ip -6 rule; ip route show table all type local",
+        "settings": "cd /proc/sys/net && grep -rs . ipv4/conf ipv6/conf ipv4/ip_forward core | sort",
+    }
+    return {
+        what: machine.run(["sh", "-c", command], check=False).stdout for what, command in commands.items()
+    }
+
+
+def version(machine: Machine) -> str:
+    return machine.run(["smtp-gated", "-v"]).stdout.split()[1]
+
+
+def main_process(machine: Machine) -> str:
+    return machine.run(["systemctl", "show", "--property=MainPID", "--value", "smtp-gated"]).stdout
+
+
+def is_green(machine: Machine) -> None:
+    """Everything runs, and the kernel is as planned."""
+    assert (
+        machine.run(["systemctl", "is-active", "smtp-gated", "smtp-gated-rules"]).stdout == "active\nactive\n"
+    )
+    status = json.loads(machine.run(["appliance-ctl", "--json", "status"]).stdout)
+    assert status["scanners"]
+    machine.run(["appliance-ctl", "check"])
+    assert machine.run(["systemctl", "is-system-running"]).stdout == "running\n"
+
+
+def delivered(site: Site, postfix: Postfix, source: str) -> str:
+    """Send a clean mail; give it as Postfix has it."""
+    subject = f"clean mail at {time.monotonic()}"
+    server = postfix.ipv6 if ":" in source else postfix.ipv4
+    sent = swaks(site.client, server, source=source, subject=subject)
+    assert sent.accepted, sent.transcript
+    return postfix.mailbox("alice").wait(subject).decode()
+
+
+def is_dropped(site: Site, postfix: Postfix, source: str) -> bool:
+    """Whether the kernel drops a client's connections, so that they never get as far as an answer."""
+    try:
+        site.client.connect((postfix.ipv4, 25), source=source, timeout=1.5).close()
+    except TimeoutError:
+        return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def bare(site: Site) -> dict[str, str]:
+    """The machine's state before anything was done to it."""
+    return state(site.machine)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("max_per_hots", 3, "no such variable: max_per_hots"),
+        ("max_per_host", "many", "option max_per_host: "),
+        ("lan_interfaces", "lan,guests", "has no interface guests; it has lan, lo, wan"),
+        ("lock_perm", 0o660, "write it in quotes"),
+    ],
+)
+def test_a_bad_variable_stops_before_anything_is_touched(
+    administrator: Administrator, bare: dict[str, str], variable: str, value: object, words: str
+) -> None:
+    good = dict(administrator.variables)
+    outcome = administrator.apply(f"refuse a bad {variable}", **{variable: value})
+    administrator.variables = good
+    assert (outcome.failed, outcome.changed) == (1, 0)
+    assert words in outcome.output
+    assert state(administrator.site.machine) == bare
+
+
+def test_a_bare_machine_becomes_the_appliance(administrator: Administrator, bare: dict[str, str]) -> None:
+    assert "smtp-gated" not in bare["units"]
+    administrator.succeed(
+        "make a bare machine the appliance",
+        clamd=True,
+        log_file="/var/log/smtp-gated.log",
+        proxy_name="gw.example.test",
+        lock_talk=0,
+        metrics_listen="127.0.0.1:9925",
+        msg_virus_locked="You have a virus.\nCall 123.",
+    )
+    is_green(administrator.site.machine)
+
+
+def test_the_second_run_changes_nothing(administrator: Administrator) -> None:
+    outcome = administrator.succeed("run again, with nothing to do")
+    assert outcome.changes() == []
+    assert outcome.changed == 0
+
+
+@pytest.mark.parametrize("source", [CLIENT4, CLIENT6])
+def test_mail_flows_with_the_clients_address(site: Site, postfix: Postfix, source: str) -> None:
+    message = delivered(site, postfix, source)
+    assert f"[{'IPv6:' if ':' in source else ''}{source}]" in message
+    assert "gw.example.test" in message  # it went through the gateway
+
+
+def test_services_are_hardened(site: Site) -> None:
+    for unit, worst in (("smtp-gated", 32), ("smtp-gated-rules", 50)):
+        site.machine.run(["systemd-analyze", "security", "--no-pager", f"--threshold={worst}", unit])
+    workers = site.machine.run(["pgrep", "--full", "appliance.proxy.worker"]).stdout.split()
+    assert workers
+    for worker in workers:
+        fields = dict(
+            line.split(":\t")
+            for line in site.machine.run(["cat", f"/proc/{worker}/status"]).stdout.splitlines()
+        )
+        assert fields["Uid"].split()[0] != "0"
+        assert fields["CapEff"] == f"{1 << 13:016x}"  # CAP_NET_RAW, for transparent sockets
+        assert fields["NoNewPrivs"] == "1"
+        assert fields["Seccomp"] == "2"
+
+
+def test_metrics_and_logs_are_there(site: Site) -> None:
+    ask = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:9925/metrics').read().decode())"
+    assert "sessions" in site.machine.run(["python3", "-c", ask]).stdout
+    assert "smtp-gated" in site.machine.run(["cat", "/var/log/smtp-gated.log"]).stdout
+    site.machine.run(["logrotate", "--force", "/etc/logrotate.d/smtp-gated"])
+    assert site.machine.run(["ls", "/var/log/smtp-gated.log.1"]).stdout
+    assert site.machine.run(["journalctl", "--unit=smtp-gated", "--grep=START"]).stdout
+
+
+def test_a_virus_is_cut_and_its_sender_dropped_by_the_kernel(site: Site, postfix: Postfix) -> None:
+    site.client.add_address(f"{INFECTED}/24")
+    assert not is_dropped(site, postfix, INFECTED)
+    sent = swaks(site.client, postfix.ipv4, source=INFECTED, subject="bad mail", body=EICAR)
+    assert sent.refusal.startswith("550"), sent.transcript
+    wait_until(lambda: is_dropped(site, postfix, INFECTED), 5, "the kernel drops the locked client")
+    assert INFECTED in site.machine.run(["nft", "list", "set", "inet", "appliance", "locked4"]).stdout
+    assert INFECTED in site.machine.run(["appliance-ctl", "locks"]).stdout
+    assert not postfix.mailbox("alice").find("bad mail")
+    delivered(site, postfix, CLIENT4)
+
+
+def test_a_reboot_brings_everything_back(site: Site, postfix: Postfix) -> None:
+    begin = time.monotonic()
+    site.machine.reboot()
+    wait_until(
+        lambda: site.machine.run(["systemctl", "is-active", "smtp-gated"], check=False).returncode == 0,
+        60,
+        "the gateway",
+    )
+    TIMES.append(("reboot, until the gateway serves", time.monotonic() - begin))
+    is_green(site.machine)
+    assert is_dropped(site, postfix, INFECTED)
+    assert CLIENT4 in delivered(site, postfix, CLIENT4)
+    assert CLIENT6 in delivered(site, postfix, CLIENT6)
+    site.machine.run(["appliance-ctl", "unlock", INFECTED])
+    wait_until(lambda: not is_dropped(site, postfix, INFECTED), 5, "the client is let in again")
+
+
+def test_a_changed_option_is_taken_over_without_a_restart(
+    site: Site, administrator: Administrator, load: Load
+) -> None:
+    before = main_process(site.machine)
+    outcome = administrator.succeed("change an option", max_per_host=200)
+    assert outcome.changed == 3  # the file, the rules, the gateway
+    assert main_process(site.machine) == before
+    assert "max_per_host 200" in site.machine.run(["cat", "/etc/smtp-gated.conf"]).stdout
+    assert load.end() > 0
+    is_green(site.machine)
+
+
+def test_a_restart_under_load_refuses_nobody(site: Site, load: Load) -> None:
+    before = main_process(site.machine)
+    for _ in range(3):
+        site.machine.run(["systemctl", "restart", "smtp-gated"], timeout=150)
+    site.machine.run(["systemctl", "kill", "--signal=KILL", "--kill-who=main", "smtp-gated"])
+    wait_until(lambda: main_process(site.machine) not in (before, "0\n"), 20, "systemd starts it again")
+    assert load.end() > 0
+
+
+def test_an_upgrade_under_load_refuses_nobody(
+    site: Site, administrator: Administrator, load: Load, releases: Path
+) -> None:
+    wheel = dist.wheel(releases / "good", "0.2.0")
+    before = main_process(site.machine)
+    administrator.succeed("upgrade under load", wheel=str(wheel))
+    sent = load.end()
+    assert sent > 0
+    assert version(site.machine) == "0.2.0"
+    assert main_process(site.machine) != before
+    is_green(site.machine)
+
+
+def test_a_failed_upgrade_goes_back_and_refuses_nobody(
+    site: Site, administrator: Administrator, load: Load, releases: Path, tmp_path: Path
+) -> None:
+    for part in dist.PARTS:
+        copy = shutil.copytree if (dist.CHECKOUT / part).is_dir() else shutil.copy
+        copy(dist.CHECKOUT / part, tmp_path / part)
+    (tmp_path / "appliance/proxy/worker.py").write_text("raise SystemExit('this release is broken')\n")
+    good = dict(administrator.variables)
+    outcome = administrator.apply(
+        "fail to upgrade, and go back",
+        wheel=str(dist.wheel(releases / "bad", "0.3.0", tmp_path)),
+        max_per_host=300,
+    )
+    administrator.variables = good
+    assert outcome.failed == 1
+    assert "the release and configuration before run again" in outcome.output
+    assert load.end() > 0
+    assert version(site.machine) == "0.2.0"
+    assert "max_per_host 200" in site.machine.run(["cat", "/etc/smtp-gated.conf"]).stdout
+    is_green(site.machine)
+    assert administrator.succeed("run again, after going back").changed == 0
+
+
+def test_removal_leaves_nothing(
+    site: Site, postfix: Postfix, administrator: Administrator, bare: dict[str, str]
+) -> None:
+    administrator.succeed("remove the appliance", state="absent")
+    now = state(site.machine)
+    for what, before in bare.items():
+        assert set(now[what].splitlines()) ^ set(before.splitlines()) == set(), what
+    assert "gw.example.test" not in delivered(site, postfix, CLIENT4)
+    assert administrator.succeed("remove it again").changed == 0
+    assert site.machine.run(["systemctl", "is-system-running"]).stdout == "running\n"
+    with site.mail.listen((MAIL4, 2525)) as listener, site.client.connect((MAIL4, 2525)):
+        listener.accept()[0].close()
