@@ -36,6 +36,7 @@ PACKAGES = {
 WORKPLACE = {
     "workplace": "ansible-core ansible-lint debhelper dpkg-dev fakeroot lintian openssh-client"
     " systemd-container",
+    "vagrant": "ruby-rexml vagrant vagrant-libvirt",
 }
 MERGED = ("bin", "sbin", "lib", "lib64")  # links into usr/ on every Debian since 12
 
