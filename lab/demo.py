@@ -71,6 +71,7 @@ class Demonstration:
             lambda: self.clean("a clean mail over IPv4", FIRST),
             lambda: self.clean("a clean mail over IPv6", SIXTH),
             lambda: self.bad("a mail with the EICAR virus", INFECTED, EICAR),
+            lambda: self.in_the_kernel(INFECTED, "VIRUS"),
             lambda: self.locked(INFECTED),
             lambda: self.lock_file(INFECTED, "VIRUS"),
             lambda: self.bad("a mail that is spam (GTUBE)", SPAMMER, GTUBE),
@@ -112,6 +113,18 @@ class Demonstration:
         sent = self.send(source, "again", "See you at noon.")
         good = not sent.accepted and sent.refusal.startswith("554")
         return Row(f"{source} connects again", "554", answer(sent), good)
+
+    def in_the_kernel(self, source: str, cause: str) -> Row:
+        """The kernel has the lock, too: of further connections it lets through `lock_talk` a minute."""
+        told = self.network.router.run(["nft", "list", "set", "inet", "appliance", "locked4"]).stdout
+        elements = " ".join(told.partition("elements =")[2].split()).strip(" {}").split(", ")
+        happened = next(
+            (element for element in elements if element.startswith(f"{source} ")), "not in the set"
+        )
+        good = " counter " in happened and f'comment "{cause}' in happened
+        return Row(
+            "nft list set inet appliance locked4", f'{source} counter .. comment "{cause} .."', happened, good
+        )
 
     def lock_file(self, source: str, cause: str) -> Row:
         """The lock is a file that an administrator can read and remove."""

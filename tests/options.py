@@ -23,8 +23,8 @@ Every option of the configuration file, in the order of `smtp-gated -T`, and the
 does. What the options mean in full stands in the manual page, `man -l man/smtp-gated.conf.5`. Made by
 `make docs`; do not edit.
 
-A default that is empty is shown as `""`. **R**: a reload does not change it. **P**: accepted, but without
-effect in this version. **O**: once an option, kept so that old files can be read.
+A default that is empty is shown as `""`. **R**: a reload does not change it. **O**: once
+an option, kept so that old files can be read.
 """
 
 
@@ -84,11 +84,7 @@ def table(proven: Mapping[str, Sequence[str]]) -> str:
                 "| option | type | default | | meaning | proven by |",
                 "|---|---|---|---|---|---|",
             ]
-        flags = "".join(
-            letter
-            for letter, has in (("R", option.restart), ("P", option.pending), ("O", option.obsolete))
-            if has
-        )
+        flags = "R" * option.restart + "O" * option.obsolete
         default = option.kind.write(option.default) or '""'
         cells = (
             f"`{name}`",

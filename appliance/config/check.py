@@ -98,5 +98,3 @@ def _other_meanings(config: Config) -> Iterator[tuple[str, str]]:
         value = getattr(config, name)
         if isinstance(option.kind, Regex) and re.search(r"\\[<>]", value):
             yield name, r"\< and \> mean the characters themselves; write \b for the edge of a word"
-        if option.pending and value != option.default:
-            yield name, "accepted, but without effect in this version"

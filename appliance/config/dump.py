@@ -27,8 +27,6 @@ def dump(config: Config, *, messages: bool, modes: Collection[str] | None = None
 
 def _comments(option: Option[Any], here: Collection[str] | None, *, words: bool) -> list[str]:
     comments = []
-    if option.pending:
-        comments.append(f"# {option.name}: accepted, but without effect in this version")
     if option.obsolete:
         comments.append(f"# {option.name}: accepted for the sake of old files, without effect")
     if words and isinstance(option.kind, Enum):

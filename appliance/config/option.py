@@ -302,9 +302,9 @@ class Maybe(Kind[T | None]):
 class Option(Generic[T]):
     """One option: its type, default and description; on a configuration, its value of type T.
 
-    `aliases` are other names it has in old files. `restart` means that a reload cannot change it. A `pending`
-    option is accepted but without effect in this version, an `obsolete` one for good. `example` is a value
-    for the manual, where one says more than words. Its `name` and `section` come from the table it stands in.
+    `aliases` are other names it has in old files. `restart` means that a reload cannot change it. An
+    `obsolete` one is accepted for the sake of old files, without effect. `example` is a value for the manual,
+    where one says more than words. Its `name` and `section` come from the table it stands in.
     """
 
     name: str
@@ -318,13 +318,11 @@ class Option(Generic[T]):
         *,
         aliases: tuple[str, ...] = (),
         restart: bool = False,
-        pending: bool = False,
         obsolete: bool = False,
         example: str = "",
     ) -> None:
         self.kind, self.default, self.help, self.aliases = kind, default, help, aliases
-        self.restart, self.pending, self.obsolete = restart, pending, obsolete
-        self.example = example
+        self.restart, self.obsolete, self.example = restart, obsolete, example
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name, self.section = name, owner.__name__.removesuffix("Options").lower()

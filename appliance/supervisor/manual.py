@@ -59,8 +59,6 @@ def _option(option: Option[Any]) -> Iterator[str]:
         yield f"Also known as {', '.join(map(_bold, option.aliases))}."
     if option.restart:
         yield "[RESTART]"
-    if option.pending:
-        yield "Accepted, but without effect in this version."
     if option.obsolete:
         yield "Accepted for the sake of old files, without effect."
     if option.example:

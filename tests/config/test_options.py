@@ -14,7 +14,6 @@ from appliance.config.option import Enum, Flags
 with Path(__file__).with_name("options.tsv").open() as facts:
     FACTS = list(csv.DictReader(facts, delimiter="\t"))
 
-PENDING: set[str] = set()
 OBSOLETE = {"scanner_path", "dspam_storage", "pid_hash_size", "host_hash_size", "msg_unknown_scanner"}
 
 
@@ -41,9 +40,7 @@ def test_option(fact: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_what_is_without_effect_is_marked(name: str) -> None:
-    option = OPTIONS[name]
-    assert option.pending == (name in PENDING)
-    assert option.obsolete == (name in OBSOLETE)
+    assert OPTIONS[name].obsolete == (name in OBSOLETE)
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name.startswith("msg_")])
