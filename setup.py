@@ -19,13 +19,16 @@ COMPILED = [
     "appliance/proxy/session/takeover.py",
     "appliance/proxy/session/verdict.py",
     "appliance/proxy/session/xclient.py",
+    "appliance/proxy/admission.py",
     "appliance/proxy/clients.py",
     "appliance/proxy/connection.py",
     "appliance/proxy/deadlines.py",
     "appliance/proxy/inspection.py",
+    "appliance/proxy/locks.py",
     "appliance/proxy/message.py",
     "appliance/proxy/relay.py",
     "appliance/proxy/scoreboard.py",
+    "appliance/proxy/talkers.py",
     "appliance/proxy/visit.py",
 ]
 
@@ -33,6 +36,6 @@ extensions = []
 if os.environ.get("SMTP_GATEWAY_COMPILE") == "1":
     from mypyc.build import mypycify
 
-    extensions = mypycify(COMPILED, opt_level="2", debug_level="0")
+    extensions = mypycify(COMPILED, opt_level="3", debug_level="0")
 
 setup(ext_modules=extensions)

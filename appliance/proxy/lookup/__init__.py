@@ -10,8 +10,8 @@ import importlib
 import socket
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from importlib.metadata import entry_points
+from typing import NamedTuple
 
 from appliance.config import Config
 
@@ -30,8 +30,7 @@ _LINUX_ALONE = {"netfilter", "tproxy", "tproxy,netfilter"}
 _GROUP = "appliance.lookup"
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """A TCP address: a numeric IP address (IPv4 as such, never mapped into IPv6) and a port."""
 
     address: str
@@ -41,8 +40,7 @@ class Endpoint:
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """Where a connection was meant to go, whether to go there in the client's name, and who is behind it."""
 
     destination: Endpoint
