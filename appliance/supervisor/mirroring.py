@@ -51,8 +51,6 @@ class Mirroring:
         """Keep a mirror running until this is cancelled, or one ends of its own will: it has told why."""
         if not process.LINUX:
             return  # there is no nftables: pf has a mirror of its own
-        if not process.LINUX:
-            return  # there is no nftables: pf has a mirror of its own
         if not process.capabilities()[0] >> process.CAP_NET_ADMIN & 1:
             why = "CAP_NET_ADMIN is missing: only the gateway itself turns locked clients away"
             self._log.warning("LOCK:KERNEL", why=why)
