@@ -38,6 +38,7 @@ WORKPLACE = {
     " systemd-container",
     "vagrant": "ruby-rexml vagrant vagrant-libvirt",
 }
+EMULATOR = {"emulator": "e2fsprogs ipxe-qemu qemu-system-x86 qemu-utils seabios"}
 MERGED = ("bin", "sbin", "lib", "lib64")  # links into usr/ on every Debian since 12
 
 

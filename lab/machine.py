@@ -44,7 +44,7 @@ class Machine:
         self.client = client
         self.key = key
         self.disk = host.directory / "disk"
-        self._packages = bare.packages
+        self.packages = bare.packages
         self._group = CONTROL_GROUPS / f"{GROUP_PREFIX}{host.run_directory.name}"
         self._process: Process | None = None
         self._boots = 0
@@ -77,6 +77,18 @@ class Machine:
     def boot(self, timeout: float = 60) -> Self:
         """Switch it on and return when it has started all that it starts by itself."""
         self._boots += 1
+        self._process = self.start(f"console-{self._boots}")
+        try:
+            for name in ("lan", "wan"):
+                self._plug_in(name, timeout)
+            wait_until(lambda: not self.run(["true"], check=False).returncode, timeout, "SSH", 0.2)
+            self.run(["systemctl", "is-system-running", "--wait"], check=False, timeout=timeout)
+        except LabError as error:
+            raise LabError(f"the machine does not start: {error}\n{self.console}") from None
+        return self
+
+    def start(self, log: str) -> Process:
+        """Give it power: a program on `host` whose interfaces port-lan and port-wan are its cables' ends."""
         container = [
             *("systemd-nspawn", "--boot", "--quiet", "--register=no", "--keep-unit", "--private-network"),
             *(
@@ -88,21 +100,11 @@ class Machine:
             ),
             *("--system-call-filter=bpf", "--capability=CAP_BPF,CAP_PERFMON"),  # a real machine has them
             *("--network-veth-extra=port-lan:lan", "--network-veth-extra=port-wan:wan"),
-            *("--machine=gateway", f"--directory={self.disk}", f"--bind-ro={self._packages}:/srv/packages"),
+            *("--machine=gateway", f"--directory={self.disk}", f"--bind-ro={self.packages}:/srv/packages"),
         ]
         # A group of its own: the container makes others below it, whose names all containers share.
         join = f"mkdir -p {self._group} && echo $$ > {self._group}/cgroup.procs"
-        self._process = self.host.start(
-            ["sh", "-c", f"{join} && exec {shlex.join(container)}"], log=f"console-{self._boots}"
-        )
-        try:
-            for name in ("lan", "wan"):
-                self._plug_in(name, timeout)
-            wait_until(lambda: not self.run(["true"], check=False).returncode, timeout, "SSH", 0.2)
-            self.run(["systemctl", "is-system-running", "--wait"], check=False, timeout=timeout)
-        except LabError as error:
-            raise LabError(f"the machine does not start: {error}\n{self.console}") from None
-        return self
+        return self.host.start(["sh", "-c", f"{join} && exec {shlex.join(container)}"], log=log)
 
     def _plug_in(self, name: str, timeout: float) -> None:
         with self.host.netlink() as netlink:
@@ -163,13 +165,18 @@ class Machine:
 
 
 class Site:
-    """A client, a bare machine and a mail server's host, wired; `machine` is off. `close` leaves nothing."""
+    """A client, a bare machine and a mail server's host, wired; `machine` is off. `close` leaves nothing.
 
-    def __init__(self, name: str = "site", suite: str = ""):
+    `kind` is the machine's class, `kernel` says whether its root has Debian's own.
+    """
+
+    def __init__(
+        self, name: str = "site", suite: str = "", *, kind: type[Machine] = Machine, kernel: bool = False
+    ):
         if os.geteuid():
             raise LabError("the lab makes namespaces and mounts on the machine: run it as root")
-        bare = machine_image.require(suite)
-        images = image.require(image.WORKPLACE | image.PACKAGES)
+        bare = machine_image.require(suite, kernel=kernel)
+        images = image.require(image.WORKPLACE | image.PACKAGES | (image.EMULATOR if kernel else {}))
         self._directory = RunDirectory(name)
         self.directory = self._directory.path
         self.hosts: list[Host] = []
@@ -183,7 +190,7 @@ class Site:
             self._wire(wires)
             key = self.directory / "key"
             self.client.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key])
-            self.machine = self._machine = Machine(wires, self.client, bare, key)
+            self.machine = self._machine = kind(wires, self.client, bare, key)
         except BaseException:
             self.close()
             raise

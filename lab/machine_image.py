@@ -28,6 +28,8 @@ OFFERED = (
     " rsyslog spamd"
 )
 
+KERNEL, HEADERS = "linux-image-amd64", "linux-headers-amd64"
+
 
 @dataclass(frozen=True)
 class MachineImage:
@@ -37,18 +39,24 @@ class MachineImage:
     packages: Path
 
 
-def require(suite: str = "") -> MachineImage:
-    """Give the image of a Debian release, by default this machine's own; build it if it is missing."""
+def require(suite: str = "", *, kernel: bool = False) -> MachineImage:
+    """Give the image of a Debian release, by default this machine's own; build it if it is missing.
+
+    With `kernel` it has Debian's own, and may ask for its headers.
+    """
     suite = suite or _own_suite()
+    bare, offered = BARE, OFFERED
+    if kernel:
+        bare, offered = f"{BARE} {KERNEL}", f"{OFFERED} {HEADERS}"
     CACHE.mkdir(parents=True, exist_ok=True)
-    recipe = f"{BARE}\n{OFFERED}\n"
-    place = CACHE / suite
+    recipe = f"{bare}\n{offered}\n"
+    place = CACHE / (f"{suite}-kernel" if kernel else suite)
     with (CACHE / f".{suite}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, then finds the image built
         made_of = place / "recipe"
         if not made_of.exists() or made_of.read_text() != recipe:
             with tempfile.TemporaryDirectory(prefix=f".{suite}-", dir=CACHE) as scratch:
-                _build(suite, Path(scratch))
+                _build(suite, Path(scratch), bare, offered)
                 (Path(scratch) / "recipe").write_text(recipe)
                 shutil.rmtree(place, ignore_errors=True)
                 place.mkdir()
@@ -57,16 +65,16 @@ def require(suite: str = "") -> MachineImage:
     return MachineImage(place / "root", place / "packages")
 
 
-def _build(suite: str, place: Path) -> None:
+def _build(suite: str, place: Path, bare: str, offered: str) -> None:
     sources = _sources(suite)
     root = place / "root"
     _say(f"{suite}: installing the bare system (once, two minutes) ..")
-    command = ["debootstrap", "--variant=minbase", f"--include={BARE.replace(' ', ',')}"]
+    command = ["debootstrap", "--variant=minbase", f"--include={bare.replace(' ', ',')}"]
     _run([*command, suite, root, sources[0].uri], timeout=900)
     shutil.rmtree(root / "var/cache/apt/archives")
     (root / "var/cache/apt/archives/partial").mkdir(parents=True)
     _say(f"{suite}: downloading the packages it may ask for (once) ..")
-    _download(sources, place)
+    _download(sources, place, offered.split())
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ def _sources(suite: str) -> list[_Source]:
     raise ImageError(f"apt on this machine has no source of Debian {own}")
 
 
-def _download(sources: list[_Source], place: Path) -> None:
+def _download(sources: list[_Source], place: Path, offered: list[str]) -> None:
     """Fetch what the bare root lacks of the offered packages, and index it for apt."""
     packages, state = place / "packages", place / "apt"
     (packages / "partial").mkdir(parents=True)
@@ -129,7 +137,7 @@ def _download(sources: list[_Source], place: Path) -> None:
         *(word for name, value in options.items() for word in ("-o", f"{name}={value}")),
     ]
     _run([*apt, "update"], timeout=300)
-    _run([*apt, "install", "--download-only", *OFFERED.split()], timeout=900)
+    _run([*apt, "install", "--download-only", *offered], timeout=900)
     shutil.rmtree(packages / "partial")
     with (packages / "Packages").open("w") as index:
         for file in sorted(packages.glob("*.deb")):

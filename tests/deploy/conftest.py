@@ -67,7 +67,8 @@ class Load(threading.Thread):
         """Send; the first mail that is not accepted at once ends it."""
         while not self._ended.is_set():
             try:
-                self.sent += smtp_source(self._site.client, self._server, messages=40, sessions=4).messages
+                self.sent += smtp_source(self._site.client, self._server, messages=10, sessions=2).messages
+                self._ended.wait(0.1)  # the two processors are for the upgrade, too
             except LabError as error:
                 self.failed = error
                 return
