@@ -65,8 +65,8 @@ def _kernel(address: str) -> dict[str, object]:
     element = kernel.get(address)
     if element is None:
         return {"kernel_why_not": None, "kernel": None}
-    dropped = {"left": element.remaining, "dropped": element.packets, "why": element.comment}
-    return {"kernel_why_not": None, "kernel": dropped}
+    locked = {"left": element.remaining, "tried": element.packets, "why": element.comment}
+    return {"kernel_why_not": None, "kernel": locked}
 
 
 def _gate(config: Config, client: known.Client) -> dict[str, object] | None:
@@ -110,13 +110,13 @@ def _next(config: Config, client: known.Client, facts: dict[str, Any]) -> tuple[
     intercepted = config.mode.startswith(_INTERCEPTED)
     if intercepted and facts["trusted"]:
         return "passes by", f"it is in trusted_clients ({facts['trusted']}): nothing looks at its mail"
-    if dropped := facts["kernel"]:
+    if locked := facts["kernel"]:
         if not config.lock_talk:
-            return "dropped", f"the kernel drops it: {dropped['why']}"
+            return "dropped", f"the kernel drops it: {locked['why']}"
         talk = (
             f"the kernel lets {config.lock_talk} connections a minute through (lock_talk) and drops the rest"
         )
-        return "refused", f"lock: {dropped['why']}; {talk}; it hears: 554 {config.msg_virus_locked}"
+        return "refused", f"lock: {locked['why']}; {talk}; it hears: 554 {config.msg_virus_locked}"
     gateway = facts["gateway"]
     if gateway is None or gateway["ending"]:
         return _without_gateway(config, intercepted, facts)
@@ -159,7 +159,10 @@ def _show(facts: dict[str, Any]) -> None:
     if not facts["locks"]:
         line("lock", "none")
     if facts["kernel"]:
-        line("kernel", f"drops it; {facts['kernel']['dropped']} packets so far: {facts['kernel']['why']}")
+        line(
+            "kernel",
+            f"drops it; {facts['kernel']['tried']} connections tried so far: {facts['kernel']['why']}",
+        )
     else:
         why = facts["kernel_why_not"]
         line("kernel", f"unknown: {why}" if why else "does not drop it")

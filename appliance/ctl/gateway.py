@@ -53,7 +53,7 @@ def facts(context: Context) -> dict[str, Any]:
         "locks": {"files": files, "path": str(config.outside(config.lock_path))},
         "kernel": {
             "locked": None if isinstance(kernel, str) else len(kernel),
-            "dropped": None if isinstance(kernel, str) else sum(each.packets for each in kernel.values()),
+            "dropped": known.dropped(counters),
             "intercepted": counters.get(INTERCEPTED),
             "why_not": kernel if isinstance(kernel, str) else None,
             "gate": known.gate_interfaces(),
@@ -78,7 +78,7 @@ def show(found: dict[str, Any]) -> None:
     if kernel["why_not"]:
         lines.append(("kernel", f"unknown: {kernel['why_not']}"))
     else:
-        locked = f"{kernel['locked']} locked, {kernel['dropped']} packets of theirs dropped"
+        locked = f"{kernel['locked']} locked, {kernel['dropped']} of their connections dropped"
         lines.append(("kernel", f"rules are up, {kernel['intercepted']} packets intercepted; {locked}"))
     if kernel["gate"]:
         watched = ", ".join(f"{name} ({mode})" for name, mode in kernel["gate"].items())

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from appliance.bpf import gate, layout
-from appliance.bpf.locks import dropped
+from appliance.bpf.locks import dropped as dropped_by_gate
 from appliance.bpf.pinned import Gate
 from appliance.config import Config
 from appliance.ctl.base import Code, CtlError
 from appliance.nft.kernel import KernelError, transact
 from appliance.nft.locks import Element, LockSets, NftError, NoTable
-from appliance.nft.names import FAMILY, TABLE
+from appliance.nft.names import DROPPED_LOCKED, FAMILY, TABLE
 from appliance.proxy.locks import Lock, LockDirectory, is_lock_name, lock_name, read_lock
 from appliance.proxy.privileges import Identity, PrivilegeError, acting_as, identity
 
@@ -149,16 +149,21 @@ def kernel_locks() -> dict[str, Element] | str:
         return "only root may ask the kernel" if os.geteuid() else f"the kernel refuses: {error}"
     finally:
         sets.close()
-    for address, packets in _dropped_by_gate().items():
+    for address, packets in _dropped_by_gate().items():  # before the sets could count them
         if element := found.get(str(address)):
             found[str(address)] = replace(element, packets=element.packets + packets)
     return found
 
 
+def dropped(counters: dict[str, int]) -> int:
+    """Give the connections that rules and gate have dropped in all, the rules' by their counters."""
+    return counters.get(DROPPED_LOCKED, 0) + sum(_dropped_by_gate().values())
+
+
 def _dropped_by_gate() -> dict[Address, int]:
-    """Give the packets that the gate dropped before the sets could count them; nothing without a gate."""
+    """Give the connections that the gate dropped, by client; nothing without a gate."""
     try:
-        return dropped()
+        return dropped_by_gate()
     except OSError:
         return {}
 

@@ -31,7 +31,10 @@ def locks(
     context: typer.Context,
     most: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="How many to show; JSON has all.")] = 500,
 ) -> None:
-    """List who is locked out: why, since when, until when, how many packets were dropped, and where it is."""
+    """List who is locked out: why, since when, until when, the connections tried meanwhile, and where it is.
+
+    Of these connections lock_talk a minute reach the gateway to be told why; the kernel drops the others.
+    """
     config = given(context).config()
     kernel = known.kernel_locks()
     note = kernel if isinstance(kernel, str) else None
@@ -39,13 +42,13 @@ def locks(
         print_json({"locks": _rows(known.locks(config), kernel), "kernel": note})
         return
     files = known.locks(config, latest=most)
-    columns = ("CLIENT", "WHY", "BY", "SINCE", "UNTIL", "LEFT#", "DROPPED#", "FROM")
+    columns = ("CLIENT", "WHY", "BY", "SINCE", "UNTIL", "LEFT#", "TRIED#", "FROM")
     out = console()
     out.print(table(columns, map(_cells, _rows(files, kernel, alone=len(files) < most))))
     if (there := len(known.lock_names(config))) > len(files) == most:
         out.print(f"the latest {most} of {there} (--most shows more)")
     if note:
-        out.print(f"DROPPED is unknown: {clean(note)}")
+        out.print(f"TRIED is unknown: {clean(note)}")
 
 
 def _rows(
@@ -64,7 +67,7 @@ def _rows(
                 "by": "exemption" if file.exempt else _author(file.why),
                 "since": file.since,
                 "until": file.until,
-                "dropped": element.packets if element else None,
+                "tried": element.packets if element else None,
                 "in_kernel": None if isinstance(kernel, str) else element is not None,
                 "from": places.get(file.name.partition("-")[0]),
             }
@@ -79,7 +82,7 @@ def _rows(
                 "by": "kernel",
                 "since": None,
                 "until": until,
-                "dropped": element.packets,
+                "tried": element.packets,
                 "in_kernel": True,
                 "from": places.get(address),
             }
@@ -102,7 +105,7 @@ def _cells(row: dict[str, Any]) -> list[object]:
         moment(row["since"]) if row["since"] else "-",
         "-" if exempt else moment(until) if until else "for ever",
         span(until - time.time()) if until else "-",
-        row["dropped"],
+        row["tried"],
         row["from"],
     ]
 
