@@ -70,7 +70,8 @@ class Load(threading.Thread):
                 self.sent += smtp_source(self._site.client, self._server, messages=10, sessions=2).messages
                 self._ended.wait(0.1)  # the two processors are for the upgrade, too
             except LabError as error:
-                self.failed = error
+                log = self._site.machine.run(["journalctl", "--no-pager", "--lines=30"], check=False).stdout
+                self.failed = LabError(f"{error}\n{log}")
                 return
 
     def end(self) -> int:

@@ -263,6 +263,7 @@ def test_a_failed_upgrade_goes_back_and_refuses_nobody(
 def test_removal_leaves_nothing(
     site: Site, postfix: Postfix, administrator: Administrator, bare: dict[str, str]
 ) -> None:
+    assert "inet appliance" in site.machine.run(["nft", "list", "tables"]).stdout
     administrator.succeed("remove the appliance", state="absent")
     now = state(site.machine)
     differences = {what: sorted(set(now[what].splitlines()) ^ set(bare[what].splitlines())) for what in bare}
