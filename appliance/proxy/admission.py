@@ -4,12 +4,10 @@ Limits, load and locks are looked at before anything is spent on a client; then 
 the checks of the gate CONNECT follow. The connection calls these and does the connecting and the talking.
 """
 
-import _socket
 import asyncio
 import errno
 import os
 import socket
-from typing import cast
 
 from appliance import process
 from appliance.proxy import events
@@ -110,9 +108,9 @@ def unreachable(visit: Visit, error: OSError) -> Unreachable:
 def outgoing(visit: Visit, route: Route) -> socket.socket:
     """Make the socket towards the server, in the client's name where the mode wants that. Raises OSError."""
     six = ":" in route.destination.address
-    family, kind = socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-    # The base class does all that is wanted here; what its descendant adds costs more than the socket.
-    made = cast("socket.socket", _socket.socket(family, kind))
+    family = socket.AF_INET6 if six else socket.AF_INET
+    # uvloop must be able to detach it, or the descriptor would be closed twice: no plain _socket.socket here.
+    made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         source = ""
         if route.as_client:
