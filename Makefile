@@ -7,7 +7,7 @@ SOURCES := setup.py pyproject.toml $(shell find appliance -name '*.py' -o -name 
 install = missing=$$(for p in $(1); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
 	if [ -n "$$missing" ]; then apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing; fi
 
-.PHONY: setup compiled check test test-deploy demo bench docs dist deb clean
+.PHONY: setup compiled check test test-deploy test-deploy-vm demo bench docs dist deb clean
 
 setup: .venv/.ready
 
@@ -30,7 +30,7 @@ check: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/pytest -q -m 'not lab and not deploy' -n 4
+	.venv/bin/pytest -q -m 'not lab and not deploy and not virtual' -n 4
 
 test: check compiled
 	GATEWAY_PATH=$(CURDIR)/.compiled PYTHONPATH=$(CURDIR)/.compiled .venv/bin/pytest -q -n 4 --import-mode=append tests/proxy/session
@@ -41,6 +41,10 @@ test: check compiled
 test-deploy: setup
 	@$(call install,binutils)
 	.venv/bin/pytest -q -m deploy tests/deploy
+
+# On Debian's own kernel, with no help of the processor: slow, and not a part of test.
+test-deploy-vm: setup
+	.venv/bin/pytest -q -m virtual tests/deploy
 
 docs: setup
 	$(PYTHON) -m appliance.supervisor.manual

@@ -28,7 +28,7 @@ OFFERED = (
     " rsyslog spamd"
 )
 
-KERNEL, HEADERS = "linux-image-amd64", "linux-headers-amd64"
+KERNEL, HEADERS = "linux-image-amd64 zstd", "linux-headers-amd64"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ def _build(suite: str, place: Path, bare: str, offered: str) -> None:
     shutil.rmtree(root / "var/cache/apt/archives")
     (root / "var/cache/apt/archives/partial").mkdir(parents=True)
     _say(f"{suite}: downloading the packages it may ask for (once) ..")
-    _download(sources, place, offered.split())
+    # Updates would bring headers of another kernel than the installed one, and that kernel with them.
+    _download(sources[:1] if HEADERS in offered else sources, place, offered.split())
 
 
 @dataclass(frozen=True)

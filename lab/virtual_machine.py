@@ -37,7 +37,10 @@ class VirtualMachine(Machine):
             *("-nographic", "-no-reboot", "-kernel", kernel, "-initrd", initrd),
             *("-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet"),
             *("-drive", f"file={image},if=virtio,format=raw,cache=unsafe"),
-            *("-virtfs", f"local,path={self.packages},mount_tag=packages,security_model=none,readonly=on"),
+            *(
+                "-virtfs",
+                f"local,path={self.packages},mount_tag=packages,security_model=none,readonly=on,multidevs=remap",
+            ),
             *("-device", "virtio-rng-pci"),
         ]
         for name, address in ADDRESSES.items():

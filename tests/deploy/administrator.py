@@ -42,6 +42,7 @@ class Administrator:
             "smtp_appliance_lan_interfaces": "lan",
         }
         self.times = times
+        self.patience = 400.0  # seconds for a run
 
     def apply(self, what: str, **variables: Any) -> Outcome:
         """Run the playbook with the role's variables, named without prefix; they stay for the next run."""
@@ -59,7 +60,7 @@ class Administrator:
         done = self.site.client.run(
             ["ansible-playbook", "--inventory", inventory, ANSIBLE / "appliance.yml"],
             environment={"ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-            timeout=400,
+            timeout=self.patience,
             check=False,
         )
         seconds = time.monotonic() - begin
