@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.lab
+
 HERE = Path(__file__).parents[1]
 PROGRAM = Path(sys.executable).with_name("smtp-gated")
 MODES = ["ipfilter", "ipfw", "pf"]

@@ -11,6 +11,8 @@ import pytest
 
 from tests.supervisor.test_life import PROGRAM, Gateway, ended, gateway, server, wait_until
 
+pytestmark = pytest.mark.lab
+
 __all__ = ["gateway", "server"]  # fixtures
 
 ELSEWHERE = Path(__file__).with_name("elsewhere")

@@ -18,6 +18,8 @@ import pytest
 
 from appliance.supervisor.pidfile import holder
 
+pytestmark = pytest.mark.lab
+
 PROGRAM = str(Path(sys.executable).with_name("smtp-gated"))
 GREETING = b"220 mail.example.test ESMTP\r\n"
 

@@ -13,6 +13,8 @@ import pytest
 
 from tests.supervisor.test_life import GREETING, PROGRAM, Gateway, gateway, server, talks  # noqa: F401
 
+pytestmark = pytest.mark.lab
+
 
 class Keeper:
     """As much of systemd as keeps descriptors for a service and hands them to its next process."""
