@@ -327,4 +327,4 @@ def test_a_full_disk_stops_no_mail_of_known_clients(limited: Limited, network: N
         assert limited.printed(gateway)["connections.tries"] == "5"
         gateway.close()
     finally:
-        network.router.run(["umount", str(limited.home)])
+        network.router.run(["umount", "-l", str(limited.home)])
