@@ -17,7 +17,7 @@ setup: .venv/.ready
 	$(PYTHON) -m pip install -q --disable-pip-version-check --use-pep517 -e '.[lab]'
 	@touch $@
 
-# The package as machines get it, its hot path translated to machine code; the checkout itself stays plain Python.
+# Another build, its hot path translated to machine code; the checkout itself stays plain Python.
 compiled: .compiled/.ready
 
 .compiled/.ready: .venv/.ready $(SOURCES)
