@@ -36,7 +36,6 @@ test: check compiled
 	GATEWAY_PATH=$(CURDIR)/.compiled PYTHONPATH=$(CURDIR)/.compiled .venv/bin/pytest -q -n 4 --import-mode=append tests/proxy/session
 	GATEWAY_PATH=$(CURDIR)/.compiled .venv/bin/pytest -q -m lab -n 3 --dist loadfile
 	$(PYTHON) -m tests.options
-	$(MAKE) test-deploy
 
 test-deploy: setup
 	@$(call install,binutils)
