@@ -12,6 +12,7 @@ from typing import Annotated
 import click
 import typer
 
+from appliance.commandline import plain
 from appliance.config import ConfigError
 from appliance.ctl import configuration, explain, gateway, kernel, limits, locking, top
 from appliance.ctl.base import DEFAULT_FILE, Code, Context, CtlError, clean
@@ -19,12 +20,7 @@ from appliance.ctl.base import DEFAULT_FILE, Code, Context, CtlError, clean
 _CODES = """Exit codes: 0 done; 1 it failed, or check found a difference; 2 the configuration file is wrong; \
 3 wrong usage; 4 no gateway runs, and the command needs one; 5 the right to ask it is missing."""
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    epilog=_CODES,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+app = plain("-h", "--help", no_args_is_help=True, epilog=_CODES)
 
 
 @app.callback()

@@ -18,6 +18,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from appliance import process
+from appliance.commandline import plain
 from appliance.config.network import IP, Net
 from appliance.config.option import Kind, UInt
 from appliance.helper.gateways import Gateways
@@ -33,12 +34,8 @@ _TARGETS = ("syslog", "journal", "stderr")
 _SECRET_MAX = 100  # bytes of the file it stands in
 T = TypeVar("T")
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,  # they would show local variables, and one is the secret
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+# A pretty traceback would show local variables, and one is the secret.
+app = plain("-h", "--help", add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()

@@ -14,17 +14,14 @@ import click
 import typer
 
 from appliance import config as configuration
+from appliance.commandline import plain
 from appliance.config import ConfigError
 from appliance.supervisor import features, remote
 
 DONE, FAILED, BAD_CONFIGURATION, BAD_USAGE, HELPED = 0, 1, 2, 3, 10
 DEFAULT_FILE = Path("/etc/smtp-gated.conf")
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": [], "max_content_width": 100},
-)
+app = plain(add_completion=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
