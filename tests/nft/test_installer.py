@@ -1,7 +1,6 @@
 """The installer against the real kernel, in network namespaces that are made for a test and go with it."""
 
 import json
-import re
 import subprocess
 import sys
 import threading
@@ -15,49 +14,15 @@ from hypothesis import strategies as st
 
 from appliance.config import parse
 from appliance.nft import kernel, routes, ruleset, text
-from appliance.nft.installer import Installer, Refused
+from appliance.nft.installer import Installer
 from appliance.nft.kernel import KernelError
 from appliance.nft.table import Table, steps
+from tests.nft.machine import BOTH, NETFILTER, TPROXY, as_router, run, traces
 from tests.nft.test_ruleset import CONFIGURATIONS
 
 pytestmark = pytest.mark.lab
 
-ALL_ROUTES = ("route", "show", "table", "all")
-TPROXY = "mode tproxy\nbind_address ::\nlan_interfaces lan\n"
-BOTH = "mode tproxy,netfilter\nbind_address ::\nlan_interfaces lan,lan.5\ntrusted_clients 10.0.0.1,10.0.0.9\n"
-NETFILTER = TPROXY.replace("tproxy", "netfilter")
 FIXED = CONFIGURATIONS["fixed"]
-
-
-def run(*command: str, data: str = "") -> str:
-    return subprocess.run(command, input=data, capture_output=True, text=True, check=True).stdout
-
-
-def as_router(work: Callable[[], None]) -> None:
-    """Call something in a namespace with loopback and the interfaces lan and lan.5."""
-
-    def prepare() -> None:
-        run("ip", "link", "set", "lo", "up")
-        for name in ("lan", "lan.5"):
-            run("ip", "link", "add", name, "type", "veth", "peer", "name", f"from-{name}")
-            for end in (
-                name,
-                f"from-{name}",
-            ):  # without addresses that come by themselves, and when they like
-                run("ip", "link", "set", end, "up", "addrgenmode", "none")
-        run("ip", "address", "add", "10.0.0.254/24", "dev", "lan")
-        run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
-        work()
-
-    kernel.elsewhere(prepare)
-
-
-def traces() -> list[str]:
-    """Everything that must be the same before and after; of sysctls those that no counter hides behind."""
-    alive = ("fs.", "kernel.", "net.netfilter.nf_conntrack_count", "vm.")
-    settings = [line for line in run("sysctl", "-a").splitlines() if not line.startswith(alive)]
-    routing = [run("ip", family, *what) for family in ("-4", "-6") for what in (("rule",), ALL_ROUTES)]
-    return [run("nft", "list", "ruleset"), *routing, *settings]
 
 
 @pytest.mark.parametrize("configuration", [TPROXY, BOTH, NETFILTER, FIXED])
@@ -175,149 +140,6 @@ def test_the_readable_text_is_what_the_kernel_tells(name: str) -> None:
     ]
 
 
-def drift(tmp_path: Path, configuration: str, *commands: str) -> list[str]:
-    """Install, do something behind the installer's back, and give what check says."""
-    found: list[str] = []
-
-    def work() -> None:
-        installer = Installer(parse(configuration), directory=tmp_path)
-        installer.up()
-        for command in commands:
-            run("sh", "-c", command)
-        found.extend(installer.check())
-
-    as_router(work)
-    return found
-
-
-@pytest.mark.parametrize(
-    ("command", "said"),
-    [
-        ("nft delete table inet appliance", "missing: table inet appliance"),
-        ("nft flush ruleset", "missing: table inet appliance"),
-        ("nft flush chain inet appliance listener", "missing in chain listener: .*kept_out"),
-        ("nft flush set inet appliance trusted_clients4", "set trusted_clients4 lacks 10.0.0.1, 10.0.0.9"),
-        ("nft add element inet appliance trusted_clients4 '{ 10.9.9.9 }'", "besides 10.9.9.9"),
-        ("nft add element inet appliance intercept_ports '{ 26 }'", "intercept_ports has besides 26"),
-        ("nft add rule inet appliance mail accept", "not ours in chain mail: accept"),
-        ("nft insert rule inet appliance locks ip saddr 10.0.0.3 drop", "not ours in chain locks: .*0.0.3"),
-        ("nft add chain inet appliance more", "not ours: chain more"),
-        ("nft add set inet appliance more '{ type mark; }'", "not ours: set more"),
-        ("nft add chain inet appliance arrival '{ policy drop; }'", "changed: chain arrival"),
-        ("ip rule delete pref 11", "missing: ip -4 rule: 11: from all fwmark 0x1 lookup 100"),
-        ("ip -6 rule delete pref 10", "missing: ip -6 rule: 10: "),
-        ("ip route flush table 100", "missing: ip -4 route: local default dev lo table 100"),
-        ("ip rule add pref 5 iif lan lookup main", "asked before ours: ip -4 rule 5"),
-        ("sysctl -qw net.ipv4.ip_forward=0", "sysctl net.ipv4.ip_forward was 1 and is 0"),
-        (
-            "nft 'add table ip evil; add chain ip evil pre { type nat hook prerouting priority -150; }; "
-            "add rule ip evil pre tcp dport 25 redirect to :2525'",
-            "mail is taken by table ip evil chain pre .*redirect to :2525",
-        ),
-        (
-            "nft 'add table inet fire; "
-            "add chain inet fire pre { type filter hook prerouting priority raw; }; "
-            "add chain inet fire no; add rule inet fire pre iifname lan jump no; "
-            "add rule inet fire no tcp dport { 25, 465 } drop'",
-            "stops mail before it comes here: table inet fire chain pre .*drop",
-        ),
-    ],
-)
-def test_check_finds(tmp_path: Path, command: str, said: str) -> None:
-    found = drift(tmp_path, BOTH, command)
-    assert len([line for line in found if re.search(said, line)]) == 1, found
-
-
-def test_the_order_of_rules_matters(tmp_path: Path) -> None:
-    def work() -> None:
-        installer = Installer(parse(TPROXY), directory=tmp_path)
-        installer.up()
-        mail = [each["rule"] for each in kernel.ruleset() if each.get("rule", {}).get("chain") == "mail"]
-        kernel.transact([{"delete": {"rule": mail[0]}}, {"add": {"rule": mail[0]}}])
-        assert installer.check() == ["changed: the order of rules in chain mail"]
-        installer.up()
-        assert installer.check() == []
-
-    as_router(work)
-
-
-INNOCENT = """
-    table inet firewall {
-        set wans { type ifname; elements = { "wan0" }
-        }
-        chain pre {
-            type filter hook prerouting priority raw;
-            ct state invalid drop
-            ip saddr 192.0.2.66 drop
-            iifname @wans tcp dport 25 drop
-        }
-        chain nat {
-            type nat hook prerouting priority dstnat;
-            udp dport { 53, 67 } redirect
-            iifname @wans tcp dport 25 dnat ip to 10.0.0.25
-            ip daddr 10.0.0.254 tcp dport 25 dnat ip to 10.0.0.25
-            fib daddr type local tcp dport 25 redirect to :2525
-            tcp dport { 80, 443 } redirect to :3128
-            tcp dport 1024-65535 redirect to :3129
-            tcp dport vmap { 8080 : goto web }
-        }
-        chain web { meta l4proto tcp redirect to :3128
-        }
-        chain input { type filter hook input priority 0; tcp dport 25 drop
-        }
-    }
-"""
-
-
-def test_other_tables_that_do_no_harm_are_left_alone(tmp_path: Path) -> None:
-    def work() -> None:
-        run("nft", "-f", "-", data=INNOCENT)
-        before = traces()
-        installer = Installer(parse(TPROXY), directory=tmp_path)
-        installer.up()
-        assert installer.check() == []
-        installer.down()
-        assert traces() == before
-
-    as_router(work)
-
-
-NAT = (
-    "add table ip mine; add chain ip mine pre { type nat hook prerouting priority 0; }; add rule ip mine pre "
-)
-
-
-@pytest.mark.parametrize(
-    ("configuration", "command", "reason"),
-    [
-        ("mode tproxy\n", "", "lan_interfaces is not set"),
-        ("mode tproxy\nlan_interfaces lan,lan9\n", "", "there is no interface lan9"),
-        (NETFILTER.replace("::", "127.0.0.1"), "", "127.0.0.1 cannot be reached"),
-        (
-            TPROXY,
-            f"nft '{NAT} tcp dport 20-30 dnat to 10.0.0.25'",
-            "mail is taken by table ip mine chain pre",
-        ),
-        (TPROXY, f"nft '{NAT} meta mark set 1'", "fwmark 1 is set by table ip mine chain pre"),
-        (TPROXY, "ip rule add fwmark 0x1/0xff lookup 55", "fwmark 1 is used by ip -4 rule 32765"),
-        (TPROXY, "ip -6 rule add from 2001:db8::1 lookup 100", "route_table 100 is used by ip -6 rule"),
-        (TPROXY, "ip route add 192.0.2.0/24 dev lan table 100", "route_table 100 has other routes of IPv4"),
-        (TPROXY + "route_table 254\n", "", "route_table 254 is the system's table main"),
-    ],
-)
-def test_up_refuses_what_cannot_work(tmp_path: Path, configuration: str, command: str, reason: str) -> None:
-    def work() -> None:
-        run("sh", "-c", command)
-        before = traces()
-        installer = Installer(parse(configuration), directory=tmp_path)
-        for do in (installer.plan, installer.up):
-            with pytest.raises(Refused, match=reason):
-                do()
-        assert traces() == before
-
-    as_router(work)
-
-
 def test_at_the_start_of_a_machine_interfaces_may_be_missing(tmp_path: Path) -> None:
     def work() -> None:
         config = parse("mode tproxy\nlan_interfaces ppp0\n")
@@ -347,27 +169,6 @@ def test_when_the_transaction_fails_nothing_has_changed(tmp_path: Path, before_i
             Installer(parse(BOTH + "fwmark 7\n"), directory=tmp_path).up()
         assert traces() == before
         assert [file.read_text() for file in tmp_path.iterdir()] == known
-
-    as_router(work)
-
-
-def test_somebody_elses_table_that_cannot_be_read_stops_nothing(tmp_path: Path) -> None:
-    """The library of Debian 12 cannot list a table that has flags."""
-
-    def work() -> None:
-        with subprocess.Popen(
-            ["nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as owner:
-            assert owner.stdin
-            assert owner.stdout
-            print("add table inet theirs { flags owner; }\nlist tables", file=owner.stdin, flush=True)
-            while "theirs" not in owner.stdout.readline():
-                assert owner.poll() is None
-            installer = Installer(parse(TPROXY), directory=tmp_path)
-            installer.up()
-            assert installer.check() == []
-            installer.down()
-            assert "appliance" not in run("nft", "list", "tables")
 
     as_router(work)
 
