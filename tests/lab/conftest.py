@@ -6,8 +6,10 @@ import pytest
 
 from lab import router
 from lab.gateway import Gateway, Options
+from lab.kernel import Kernel
 from lab.network import Network
 from lab.servers import Clamd, Exim, OpenSMTPD, Postfix, Spamd
+from tests.lab.scripted import ScriptedServer, server_on
 
 GatewayFactory = Callable[[Options | None], Gateway]
 
@@ -81,3 +83,20 @@ def gateway(network: Network) -> Iterator[GatewayFactory]:
     router.release(network.router)
     for each in started:
         each.close()
+
+
+@pytest.fixture
+def kernel(network: Network) -> Iterator[Kernel]:
+    """The appliance's own rules on the router, which are gone after the test."""
+    made = Kernel(network.router)
+    yield made
+    made.remove()
+    made.close()
+
+
+@pytest.fixture
+def server(network: Network) -> Iterator[ScriptedServer]:
+    """A mail server that does what the test wants; some files have one of their own."""
+    server = server_on(network.mail, 48)
+    yield server
+    server.close()

@@ -8,7 +8,7 @@ import pty
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ from lab.network import CLIENT4, CLIENT6, PUBLIC_CLIENT4, Network
 from lab.process import wait_until
 from tests.lab.conftest import GatewayFactory
 from tests.lab.gate import standing
-from tests.lab.scripted import ScriptedServer, Talk, server_on
+from tests.lab.scripted import ScriptedServer, Talk
 
 pytestmark = pytest.mark.lab
 
@@ -75,21 +75,6 @@ class Ctl:
         return self.gateway.host.run(
             [BIN / "python", "-P", "-c", AS_ANOTHER, *words, *arguments], check=False
         )
-
-
-@pytest.fixture
-def server(network: Network) -> Iterator[ScriptedServer]:
-    server = server_on(network.mail, 48)
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def kernel(network: Network) -> Iterator[Kernel]:
-    made = Kernel(network.router)
-    yield made
-    made.remove()
-    made.close()
 
 
 Start = Callable[[Options], Ctl]

@@ -21,28 +21,13 @@ from lab.kernel import Kernel, flood, lock, processor_time
 from lab.network import CLIENT4, CLIENT6, PUBLIC_CLIENT4, PUBLIC_CLIENT6, Network
 from lab.process import wait_until
 from tests.lab.conftest import GatewayFactory
-from tests.lab.scripted import ScriptedServer, Talk, server_on
+from tests.lab.scripted import ScriptedServer, Talk
 
 pytestmark = pytest.mark.lab
 
 NET_ADMIN = 1 << 12
 CLIENTS = (CLIENT4, CLIENT6, PUBLIC_CLIENT4, PUBLIC_CLIENT6)
 SERVER6 = "2001:db8:25::48"
-
-
-@pytest.fixture
-def kernel(network: Network) -> Iterator[Kernel]:
-    made = Kernel(network.router)
-    yield made
-    made.remove()
-    made.close()
-
-
-@pytest.fixture
-def server(network: Network) -> Iterator[ScriptedServer]:
-    server = server_on(network.mail, 48)
-    yield server
-    server.close()
 
 
 @pytest.fixture
