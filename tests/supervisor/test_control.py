@@ -7,7 +7,6 @@ import os
 import socket
 import stat
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,19 +16,16 @@ import pytest
 from appliance.log import Log
 from appliance.supervisor import control
 from appliance.supervisor.control import ControlSocket, Refused, Request
+from tests.supervisor.served import Served
 
 
-class Served:
-    """A control socket on an event loop in a thread; it echoes, sleeps, fails, or is long."""
+class ServedControl(Served):
+    """A control socket; it echoes, sleeps, fails, or is long."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.asked: list[Request] = []
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self.control = ControlSocket(path, self._answer, Log("debug", "mail", stderr=True))
-        asyncio.run_coroutine_threadsafe(self.control.open(), self._loop).result(10)
+        super().__init__(ControlSocket(path, self._answer, Log("debug", "mail", stderr=True)))
 
     async def _answer(self, request: Request) -> dict[str, object]:
         self.asked.append(request)
@@ -38,15 +34,6 @@ class Served:
         if request["do"] == "sleep":
             await asyncio.sleep(60)
         return {"echo": request.get("text"), "long": "x" * int(str(request.get("long", 0)))}
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self.control.close)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0.01))
-        self._loop.close()
 
     def connect(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX)
@@ -74,13 +61,13 @@ def heard(client: socket.socket) -> dict[str, object]:
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedControl]:
     monkeypatch.setattr(control, "_ASKED_WITHIN", 0.4)
     monkeypatch.setattr(control, "_ANSWERED_WITHIN", 0.3)
     monkeypatch.setattr(control, "_TAKEN_WITHIN", 0.3)
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
-        made = Served(Path(name) / "run" / "control")
+        made = ServedControl(Path(name) / "run" / "control")
         yield made
         made.close()
 
@@ -96,7 +83,7 @@ def as_nobody(act: Callable[[], bool]) -> bool:
 
 
 @pytest.mark.option("control_socket")
-def test_a_request_is_answered_with_who_asked(served: Served) -> None:
+def test_a_request_is_answered_with_who_asked(served: ServedControl) -> None:
     found = stat.S_IMODE(served.path.stat().st_mode)
     assert found == 0o660
     assert served.ask(do="echo", text="a", uid=77)["echo"] == "a"
@@ -105,7 +92,7 @@ def test_a_request_is_answered_with_who_asked(served: Served) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-def test_other_users_are_kept_out_twice(served: Served) -> None:
+def test_other_users_are_kept_out_twice(served: ServedControl) -> None:
     def refused() -> bool:
         with pytest.raises(PermissionError):
             served.connect()
@@ -121,7 +108,7 @@ def test_other_users_are_kept_out_twice(served: Served) -> None:
     assert not served.asked
 
 
-def test_garbage(served: Served) -> None:
+def test_garbage(served: ServedControl) -> None:
     for words in (b"\n", b"\0\xff\xfe\n", b"[" * 4000 + b"\n", b'{"do": 5}\n', b"[]\n", b'"do"\n', b'{"do"'):
         assert served.say(words)["code"] in ("usage", "failed"), words
     assert served.say(b"x" * 1_000_000)["error"] == "a request is a line of at most 4096 bytes"
@@ -130,7 +117,7 @@ def test_garbage(served: Served) -> None:
     assert served.ask(do="echo", text="b")["echo"] == "b"
 
 
-def test_nobody_waits_for_the_slow(served: Served) -> None:
+def test_nobody_waits_for_the_slow(served: ServedControl) -> None:
     began = time.monotonic()
     silent, drip, deaf = (served.connect() for _ in range(3))
     drip.sendall(b'{"do"')
@@ -145,7 +132,7 @@ def test_nobody_waits_for_the_slow(served: Served) -> None:
         client.close()
 
 
-def test_two_hundred_at_once(served: Served) -> None:
+def test_two_hundred_at_once(served: ServedControl) -> None:
     with contextlib.ExitStack() as stack:
         crowd = [stack.enter_context(served.connect()) for _ in range(200)]
         answers = [heard(client) for client in crowd[8:]]
@@ -154,16 +141,16 @@ def test_two_hundred_at_once(served: Served) -> None:
 
 
 def test_what_is_left_over_is_replaced_and_what_lives_is_not(
-    served: Served, capfd: pytest.CaptureFixture[str]
+    served: ServedControl, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    other = Served(served.path)
+    other = ServedControl(served.path)
     assert "another gateway, or something else, is there" in capfd.readouterr().err
     other.close()
     assert served.ask(do="echo", text="e")["echo"] == "e"
     left_over = served.path.with_name("left")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(left_over))
-    other = Served(left_over)
+    other = ServedControl(left_over)
     assert other.ask(do="echo", text="f")["echo"] == "f"
     other.close()
     assert not left_over.exists()
@@ -171,10 +158,10 @@ def test_what_is_left_over_is_replaced_and_what_lives_is_not(
 
 @pytest.mark.parametrize("path", ["file", "missing/deep/control", "x" * 120])
 def test_a_socket_that_cannot_be_made_is_told_and_nothing_harmed(
-    served: Served, path: str, capfd: pytest.CaptureFixture[str]
+    served: ServedControl, path: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (served.path.parent / "file").write_text("precious")
-    Served(served.path.parent / path).close()
+    ServedControl(served.path.parent / path).close()
     assert "appliance-ctl will not reach this gateway" in capfd.readouterr().err
     assert sorted(entry.name for entry in served.path.parent.iterdir()) == ["control", "file"]
     assert (served.path.parent / "file").read_text() == "precious"

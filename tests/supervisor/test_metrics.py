@@ -3,7 +3,6 @@
 import asyncio
 import re
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from appliance.log import Log
 from appliance.proxy.scoreboard import Counter, Scoreboard
 from appliance.supervisor import http, metrics
 from appliance.supervisor.http import MetricsServer
+from tests.supervisor.served import Served
 
 
 def facts(lock_path: Path, **more: object) -> metrics.Facts:
@@ -69,31 +69,18 @@ def test_names_are_such_that_prometheus_takes_them() -> None:
     assert all(re.fullmatch(r"appliance_[a-z_]+", name) for name in names)
 
 
-class Served:
-    """The server on an event loop in a thread."""
+class ServedMetrics(Served):
+    """The server, with a page of the test's."""
 
     def __init__(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port: int = probe.getsockname()[1]
         self.page = b"x 1\n"
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
         address = SocketAddress(None, "localhost", self.port)
-        self.server = MetricsServer(address, self._page, Log("debug", "mail", stderr=True))
-        asyncio.run_coroutine_threadsafe(self.server.open(), self._loop).result(10)
+        super().__init__(MetricsServer(address, self._page, Log("debug", "mail", stderr=True)))
 
     async def _page(self) -> bytes:
         return self.page
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self.server.close)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0.01))
-        self._loop.close()
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), 10)
@@ -115,10 +102,10 @@ def heard(client: socket.socket) -> bytes:
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedMetrics]:
     monkeypatch.setattr(http, "_ASKED_WITHIN", 0.3)
     monkeypatch.setattr(http, "_ANSWERED_WITHIN", 0.3)
-    made = Served()
+    made = ServedMetrics()
     yield made
     made.close()
 
@@ -127,7 +114,7 @@ GET = b"GET /metrics HTTP/1.1\r\nHost: gw\r\n\r\n"
 
 
 @pytest.mark.option("metrics_listen")
-def test_the_page_is_served(served: Served) -> None:
+def test_the_page_is_served(served: ServedMetrics) -> None:
     head, _, body = served.say(GET).partition(b"\r\n\r\n")
     assert body == b"x 1\n"
     assert head.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n")
@@ -138,7 +125,7 @@ def test_the_page_is_served(served: Served) -> None:
     assert served.say(b"POST /metrics HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 405 ")
 
 
-def test_whoever_speaks_something_else_or_is_slow_is_cut_off(served: Served) -> None:
+def test_whoever_speaks_something_else_or_is_slow_is_cut_off(served: ServedMetrics) -> None:
     served.page = b"x" * 8_000_000
     deaf = served.connect()
     deaf.sendall(GET)
@@ -156,7 +143,7 @@ def test_whoever_speaks_something_else_or_is_slow_is_cut_off(served: Served) -> 
         client.close()
 
 
-def test_a_crowd_is_turned_away(served: Served) -> None:
+def test_a_crowd_is_turned_away(served: ServedMetrics) -> None:
     crowd = [served.connect() for _ in range(100)]
     assert all(
         heard(client) == b"" for client in crowd
@@ -167,7 +154,7 @@ def test_a_crowd_is_turned_away(served: Served) -> None:
 
 
 def test_a_port_that_is_taken_costs_the_metrics_alone(
-    served: Served, capfd: pytest.CaptureFixture[str]
+    served: ServedMetrics, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async def try_it(address: SocketAddress) -> None:
         server = MetricsServer(address, lambda: asyncio.sleep(0, b""), Log("debug", "mail", stderr=True))
