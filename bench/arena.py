@@ -109,7 +109,7 @@ class Arena:
         self.host.sysctl("net/ipv4/tcp_tw_reuse", "1")
         self.clients = balanced(FIRST_CLIENT, WORKERS, CLIENTS_PER_WORKER)
         for client in self.clients:
-            self.host.add_address(f"{client}/24")
+            self.host.add_address(f"{client}/32")
 
     def _start(self) -> tuple[Contender, ...]:
         sink = SmtpSink(self.host)
