@@ -1,6 +1,6 @@
 # setup installs what is missing; every other goal calls it first. Run as root on Debian.
 PYTHON := .venv/bin/python
-APT := debootstrap iproute2 nftables python3-bpfcc python3-nftables python3-venv python3-wheel
+APT := iproute2 nftables python3-bpfcc python3-nftables python3-venv python3-wheel
 
 COMPILERS := gcc python3-dev
 SOURCES := setup.py pyproject.toml $(shell find appliance -name '*.py' -o -name '*.c')
@@ -38,11 +38,12 @@ test: check compiled
 	$(PYTHON) -m tests.options
 
 test-deploy: setup
-	@$(call install,binutils)
+	@$(call install,binutils debootstrap)
 	.venv/bin/pytest -q -m deploy tests/deploy
 
 # On Debian's own kernel, with no help of the processor: slow, and not a part of test.
 test-deploy-vm: setup
+	@$(call install,debootstrap)
 	.venv/bin/pytest -q -m virtual tests/deploy
 
 docs: setup

@@ -154,7 +154,7 @@ def _run(command: Sequence[str | Path], timeout: float) -> str:
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     except FileNotFoundError:
-        raise ImageError(f"{command[0]} is not installed on this machine (make setup)") from None
+        raise ImageError(f"{command[0]} is not installed on this machine (make test-deploy)") from None
     if done.returncode:
         raise ImageError(f"{' '.join(map(str, command[:2]))}: {(done.stdout + done.stderr)[-2000:].strip()}")
     return done.stdout
