@@ -109,7 +109,11 @@ class Arena:
         self.host.sysctl("net/ipv4/tcp_tw_reuse", "1")
         self.clients = balanced(FIRST_CLIENT, WORKERS, CLIENTS_PER_WORKER)
         for client in self.clients:
-            self.host.add_address(f"{client}/32")
+            self.host.add_address(f"{client}/32")  # of a common network the first would speak for all
+            with self.host.netlink() as netlink:
+                (way,) = netlink.route("get", dst=str(client))
+            if way.get("prefsrc") != str(client):
+                raise LabError(f"connections to {client} would come from {way.get('prefsrc')}")
 
     def _start(self) -> tuple[Contender, ...]:
         sink = SmtpSink(self.host)
