@@ -1,8 +1,7 @@
-"""Where the benchmark takes place: one lab host with a mail sink, HAProxy and the gateway.
+"""Where the benchmark takes place: one lab host with a mail sink, and HAProxy and the gateway when wanted.
 
 Mail goes smtp-source -> contender -> smtp-sink over the loopback of one network namespace: no wire and no
-other load, so what differs between contenders is the contender. All are up the whole time; who has no turn
-sleeps.
+other load, so what differs between contenders is the contender. Who has no turn sleeps.
 
 The kernel steers a client to a gateway worker by its address, so one client would keep one worker busy. As
 smtp-source cannot choose its source address, the host's own routing does it: a connection to one of a host's
@@ -14,7 +13,9 @@ the same processes, addresses and sessions; HAProxy spreads connections over its
 
 import os
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Self
 from appliance.bpf.steering import worker_of
 from lab import image
 from lab.clients import smtp_source
-from lab.gateway import Gateway
+from lab.gateway import Gateway, Options
 from lab.host import Host
 from lab.process import LabError
 from lab.run_directory import RunDirectory
@@ -33,12 +34,13 @@ from lab.servers import HAProxy, SmtpSink
 WORKERS = 2  # of the gateway, and threads of HAProxy
 CLIENTS_PER_WORKER = 2
 FIRST_CLIENT = IPv4Address("10.77.1.10")
+SESSIONS = 12_000  # at once, that a contender or the sink has to bear
 SINK_PORT, HAPROXY_PORT, GATEWAY_PORT = 25, 9198, 9199
 TICKS = os.sysconf("SC_CLK_TCK")
 
 # Everything that a session meets without a scanner or a resolver is on: early talk, locks, the header.
 # connect_queue is as long as HAProxy's: from a short one the kernel drops clients that come all at once.
-OPTIONS: dict[str, str | int | None] = {
+OPTIONS: Options = {
     "mode": "fixed",
     "fixed_server_port": SINK_PORT,
     "port": GATEWAY_PORT,
@@ -50,7 +52,7 @@ OPTIONS: dict[str, str | int | None] = {
     "nat_header_type": "generic",
     "max_load": 0,
     "max_per_host": 0,
-    "max_connections": 4096,
+    "max_connections": SESSIONS,
     "connect_queue": 4096,
 }
 
@@ -64,6 +66,7 @@ class Workload:
     length: int
     sessions: int
     kept: bool
+    options: tuple[str, ...] = ()  # of smtp-source
 
 
 @dataclass(frozen=True)
@@ -82,23 +85,34 @@ class Contender:
     port: int
     processes: tuple[int, ...]
 
+    def cpu(self) -> float:
+        """CPU time, user and system, that its processes with all their threads have spent so far."""
+        return sum(map(cpu_seconds, self.processes))
+
+    def memory(self) -> int:
+        """Bytes of memory that its processes occupy; what several share counts once."""
+        rollups = (Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self.processes)
+        return 1024 * sum(int(text.partition("\nPss:")[2].split()[0]) for text in rollups)
+
 
 class Arena:
-    """The host and the contenders, up and warm. `close` leaves nothing behind."""
+    """The host with addresses and the sink, up and warm. `close` leaves nothing behind."""
 
     def __init__(self) -> None:
         if os.geteuid():
             raise LabError("the benchmark makes namespaces and mounts on the machine: run it as root")
         self._directory = RunDirectory("bench")
         self.host = Host("mail", self._directory.path, image.require())
-        self._gateway: Gateway | None = None
         try:
             self.host.ready()
             self._address()
-            self.contenders = self._start()
+            sink = SmtpSink(self.host, sessions=SESSIONS)
+            self.server, sink.address = sink.ipv4, "0.0.0.0"
+            sink.start()
         except BaseException:
             self.close()
             raise
+        self.direct = Contender("direct", SINK_PORT, ())
 
     def _address(self) -> None:
         """Give the host addresses, and ports enough for thousands of connections that have just ended."""
@@ -107,56 +121,48 @@ class Arena:
         self.host.link_up("eth0")
         self.host.sysctl("net/ipv4/ip_local_port_range", "10000 65535")
         self.host.sysctl("net/ipv4/tcp_tw_reuse", "1")
-        self.clients = balanced(FIRST_CLIENT, WORKERS, CLIENTS_PER_WORKER)
+        self.clients = [str(client) for client in balanced(FIRST_CLIENT, WORKERS, CLIENTS_PER_WORKER)]
         for client in self.clients:
             self.host.add_address(f"{client}/32")  # of a common network the first would speak for all
             with self.host.netlink() as netlink:
-                (way,) = netlink.route("get", dst=str(client))
-            if way.get("prefsrc") != str(client):
+                (way,) = netlink.route("get", dst=client)
+            if way.get("prefsrc") != client:
                 raise LabError(f"connections to {client} would come from {way.get('prefsrc')}")
 
-    def _start(self) -> tuple[Contender, ...]:
-        sink = SmtpSink(self.host)
-        server, sink.address = sink.ipv4, "0.0.0.0"
-        sink.start()
-        haproxy = HAProxy(self.host, (server, SINK_PORT), port=HAPROXY_PORT, threads=WORKERS).start()
-        self._gateway = gateway = Gateway(self.host, OPTIONS | {"fixed_server": server}).start()
+    @contextmanager
+    def haproxy(self, server_port: int = SINK_PORT, *, options: tuple[str, ...] = ()) -> Iterator[Contender]:
+        """Run HAProxy before a port of the host; `options` are lines of its section `defaults`."""
+        server = (self.server, server_port)
+        relay = HAProxy(self.host, server, port=HAPROXY_PORT, threads=WORKERS, options=options).start()
+        assert relay.process
+        try:
+            yield Contender("HAProxy", HAPROXY_PORT, (relay.process.pid,))
+        finally:
+            relay.stop()
 
-        assert haproxy.process and gateway.process
-        return (
-            Contender("direct", SINK_PORT, ()),
-            Contender("HAProxy", HAPROXY_PORT, (haproxy.process.pid,)),
-            Contender("gateway", GATEWAY_PORT, (gateway.process.pid, *gateway.workers())),
-        )
+    @contextmanager
+    def gateway(self, options: Options | None = None) -> Iterator[Contender]:
+        """Run the gateway with these options besides the usual ones."""
+        gateway = self.unstarted_gateway(options)
+        try:
+            yield contender(gateway.start())
+        finally:
+            gateway.close()
 
-    def run(self, workload: Workload, contender: Contender) -> Sample:
+    def unstarted_gateway(self, options: Options | None = None) -> Gateway:
+        """Give a gateway that has yet to be started, and closed in the end."""
+        return Gateway(self.host, OPTIONS | {"fixed_server": self.server} | (options or {}))
+
+    def run(self, workload: Workload, through: Contender) -> Sample:
         """Send a workload through a contender; LabError if a single message was not accepted."""
+        before = through.cpu()
+        seconds = send(self.host, self.clients, through.port, workload)
         parts = len(self.clients)
-        before = sum(map(cpu_seconds, contender.processes))
-        begin = time.monotonic()
-        with ThreadPoolExecutor(parts) as pool:
-            loads = [
-                pool.submit(
-                    smtp_source,
-                    self.host,
-                    str(client),
-                    port=contender.port,
-                    messages=workload.messages // parts,
-                    sessions=max(min(workload.sessions, workload.messages) // parts, 1),
-                    length=workload.length,
-                    options=("-d",) if workload.kept else (),
-                )
-                for client in self.clients
-            ]
-        seconds = time.monotonic() - begin
-        messages = sum(load.result().messages for load in loads)
-        spent = sum(map(cpu_seconds, contender.processes)) - before
-        return Sample(messages / seconds, 1e6 * spent / messages)
+        messages = workload.messages // parts * parts
+        return Sample(messages / seconds, 1e6 * (through.cpu() - before) / messages)
 
     def close(self) -> None:
         """End everything. May be called twice."""
-        if self._gateway:
-            self._gateway.close()
         self.host.close()
         self._directory.close()
 
@@ -167,6 +173,38 @@ class Arena:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def contender(gateway: Gateway) -> Contender:
+    """Give a running gateway as something mail can go through."""
+    assert gateway.process
+    return Contender("gateway", GATEWAY_PORT, (gateway.process.pid, *gateway.workers()))
+
+
+def send(host: Host, servers: Sequence[str], port: int, workload: Workload) -> float:
+    """Send a workload, an equal part to each address; give the seconds it took.
+
+    LabError if a single message was not accepted.
+    """
+    parts = len(servers)
+    begin = time.monotonic()
+    with ThreadPoolExecutor(parts) as pool:
+        loads = [
+            pool.submit(
+                smtp_source,
+                host,
+                server,
+                port=port,
+                messages=workload.messages // parts,
+                sessions=max(min(workload.sessions, workload.messages) // parts, 1),
+                length=workload.length,
+                options=(("-d",) if workload.kept else ()) + workload.options,
+            )
+            for server in servers
+        ]
+    for load in loads:
+        load.result()
+    return time.monotonic() - begin
 
 
 def balanced(first: IPv4Address, workers: int, each: int) -> list[IPv4Address]:

@@ -15,18 +15,21 @@ class SmtpSink(MailServer):
         host: Host,
         *,
         options: tuple[str, ...] = (),
+        sessions: int = 1000,
         ipv6: bool = False,
         name: str = "sink",
         number: int = 28,
     ):
         super().__init__(host, name, number)
         self.options = options
+        self.sessions = sessions
         self.address = self.ipv6 if ipv6 else self.ipv4
 
     def argv(self) -> list[str | Path]:
-        """Give the command: up to 1000 sessions at once, for which it needs descriptors."""
+        """Give the command: so many sessions at once need descriptors."""
         return [
-            *("prlimit", "--nofile=4096", "smtp-sink", "-u", "postfix", "-m", "1000"),
+            *("prlimit", f"--nofile={self.sessions + 3000}", "smtp-sink", "-u", "postfix"),
+            *("-m", str(self.sessions)),
             *self.options,
             *(f"inet:[{self.address}]:25", "1024"),
         ]
@@ -37,19 +40,33 @@ class SmtpSink(MailServer):
 
 
 class HAProxy(Server):
-    """HAProxy in TCP mode on a port of its host, relaying to one server without looking at the bytes."""
+    """HAProxy in TCP mode on a port of its host, relaying to one server without looking at the bytes.
 
-    def __init__(self, host: Host, target: tuple[str, int], *, port: int = 9199, threads: int = 2):
+    `options` are lines of the section `defaults`.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        target: tuple[str, int],
+        *,
+        port: int = 9199,
+        threads: int = 2,
+        options: tuple[str, ...] = (),
+    ):
         super().__init__(host, "haproxy")
+        self.options = options
         self.target, self.port, self.threads = target, port, threads
 
     def argv(self) -> list[str | Path]:
         """Write haproxy.cfg."""
         address, port = self.target
         configuration = self.directory / "haproxy.cfg"
+        more = "".join(f"  {line}\n" for line in self.options)
         configuration.write_text(
             f"global\n  nbthread {self.threads}\n  maxconn 4096\n"
             "defaults\n  mode tcp\n  timeout connect 10s\n  timeout client 60s\n  timeout server 60s\n"
+            f"{more}"
             f"listen relay\n  bind [::]:{self.port} v4v6\n  server mail [{address}]:{port}\n"
         )
         return ["haproxy", "-db", "-f", configuration]

@@ -1,38 +1,113 @@
 """What the benchmark makes of its figures; the figures themselves are nobody's test."""
 
+import json
 from collections import Counter
 from ipaddress import IPv4Address
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from appliance.bpf.steering import worker_of
-from bench import report
-from bench.arena import Sample, Workload, balanced
+from bench import mail, plot, report
+from bench.arena import Sample, balanced
+from bench.latency import middle_and_last
+from bench.row import Effort, Row, figure
 
-WORKLOAD = Workload("small", 100, 2000, 4, kept=True)
+SLOW = Row("slow <mail>", "mails/s", "HAProxy", ((90.0, 100.0),), 1.0, note="a note")
+LEAN = Row("idle", "kB", "HAProxy", ((5.0, 3.0), (7.0, 3.0), (6.0, 4.0)), 6.0, at_most=True, by_ratio=False)
+MACHINE = {"kernel": "Linux"}
 
 
 def rounds(*rates: float) -> list[Sample]:
     return [Sample(rate, 50.0) for rate in rates]
 
 
-@pytest.mark.parametrize(("gateway", "verdict"), [(70.0, "pass"), (69.0, "falls short")])
-def test_the_gateway_alone_is_judged_by_the_bar(gateway: float, verdict: str) -> None:
-    samples = {"direct": rounds(200.0), "HAProxy": rounds(100.0), "gateway": rounds(gateway)}
-    lines = report.lines(WORKLOAD, samples)
-    assert [line.verdict for line in lines] == ["", "", verdict]
+@pytest.mark.parametrize(
+    ("mine", "at_most", "verdict"),
+    [
+        (100.0, False, "pass"),
+        (99.0, False, "falls short"),
+        (100.0, True, "pass"),
+        (101.0, True, "falls short"),
+    ],
+)
+def test_the_bar_itself_is_reached(mine: float, at_most: bool, verdict: str) -> None:
+    assert Row("r", "s", "HAProxy", ((mine, 100.0),), 1.0, at_most).verdict == verdict
 
 
 def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
     """A round in which the machine was busy slows all contenders, and leaves the ratio alone."""
+    row = Row("r", "mails/s", "HAProxy", ((100, 200), (10, 20), (90, 100)), 1.0)
+    assert (row.gateway, row.other, row.ratio) == (90, 100, 0.5)
+
+
+def test_a_figure_of_its_own_is_judged_beside_what_others_have() -> None:
+    assert (LEAN.judged, LEAN.verdict) == (6.0, "pass")
+    assert LEAN.texts() == ("idle", "6.00 kB", "HAProxy 3.00", "1.67", "<= 6 kB", "pass")
+
+
+def test_what_adds_nothing_makes_no_ratio() -> None:
+    row = Row("r", "s", "HAProxy", ((5.0, -1.0),), 1.5, at_most=True)
+    assert (row.verdict, row.texts()[3]) == ("falls short", "> 99")
+
+
+def test_reach_grows_with_what_is_better() -> None:
+    assert SLOW.reach == 0.9
+    assert LEAN.reach == 1.0
+    assert Row("r", "ms", "", ((50.0, 0.0),), 100.0, at_most=True, by_ratio=False).reach == 2.0
+    assert Row("r", "", "", ((0.0, 0.0),), 0.0, at_most=True, by_ratio=False).reach == 1.0
+    assert Row("r", "", "", ((1.0, 0.0),), 0.0, at_most=True, by_ratio=False).reach == 0.0
+
+
+@pytest.mark.parametrize(("number", "text"), [(12345.6, "12,346"), (12.34, "12.3"), (-0.456, "-0.46")])
+def test_figures_have_the_digits_that_mean_something(number: float, text: str) -> None:
+    assert figure(number) == text
+
+
+def test_a_share_is_one_at_least() -> None:
+    effort = Effort(1, 0.01, print)
+    assert (effort.of(1000), effort.of(10), effort.of(100, 4)) == (10, 1, 4)
+
+
+def test_the_row_of_a_workload_tells_what_it_cost() -> None:
     samples = {
         "direct": rounds(400, 40, 400),
         "HAProxy": rounds(200, 20, 100),
         "gateway": rounds(100, 10, 90),
     }
-    gateway = report.lines(WORKLOAD, samples)[2]
-    assert (gateway.rate, gateway.to_haproxy, gateway.to_direct) == (90, 0.5, 0.25)
-    assert gateway.spread == (10, 100)
+    row = mail.row("mail", samples)
+    assert (row.ratio, row.verdict) == (0.5, "falls short")
+    assert "50 µs a mail" in row.note
+    assert "direct 400" in row.note
+
+
+def test_one_slow_round_trip_in_a_hundred_is_the_last_percentile() -> None:
+    assert middle_and_last([10.0] * 980 + [500.0] * 20) == (10.0, 500.0)
+
+
+def test_the_page_has_every_row_and_its_plot(tmp_path: Path) -> None:
+    report.store(tmp_path / "page.md", [SLOW, LEAN], 3, MACHINE)
+    page = (tmp_path / "page.md").read_text()
+    assert "| slow <mail> | 90.0 mails/s | HAProxy 100 | 0.90 | >= 1 | falls short | a note |" in page
+    assert "(page.svg)" in page
+    assert "medians of 3 rounds" in page
+    assert (tmp_path / "page.svg").exists()
+
+
+def test_the_plot_is_an_image_with_a_bar_for_each_row() -> None:
+    root = ElementTree.fromstring(plot.svg([SLOW, LEAN]))
+    bars = [each for each in root.findall("{*}rect") if each.get("class") in ("pass", "short")]
+    assert [bar.get("class") for bar in bars] == ["short", "pass"]
+    assert float(bars[0].get("width", "")) < float(bars[1].get("width", ""))
+
+
+def test_programs_get_the_same() -> None:
+    found = json.loads(json.dumps(report.as_json([SLOW], 3, MACHINE)))
+    assert (found["machine"], found["rounds"]) == (MACHINE, 3)
+    (row,) = found["rows"]
+    assert (row["name"], row["ratio"], row["bar"], row["verdict"]) == ("slow <mail>", 0.9, 1.0, "falls short")
+    assert row["rounds"] == [[90.0, 100.0]]
 
 
 def test_every_worker_owns_equally_many_clients() -> None:

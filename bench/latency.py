@@ -1,0 +1,67 @@
+"""What a relay adds to the time of a command and its reply, in one session that is alone.
+
+The server answers RSET, and so does no relay by itself. Blocks of round trips take turns, direct, through
+HAProxy and through the gateway, in sessions that last; the time without a relay is taken off.
+"""
+
+import socket
+import time
+from contextlib import ExitStack
+from statistics import median, quantiles
+
+from bench.arena import Arena
+from bench.row import Effort, Row
+
+TRIPS, BLOCK = 2000, 100  # of each in a round; and in a row before the next has its turn
+BAR = 1.5  # times what HAProxy adds
+
+
+def measure(arena: Arena, effort: Effort) -> list[Row]:
+    """Time round trips."""
+    added: tuple[list[tuple[float, float]], ...] = ([], [])
+    with arena.haproxy() as haproxy, arena.gateway() as gateway, ExitStack() as leaving:
+        contenders = (arena.direct, haproxy, gateway)
+        sessions = [leaving.enter_context(greeted(arena, each.port)) for each in contenders]
+        for _ in range(effort.rounds):
+            times: list[list[float]] = [[], [], []]
+            for _ in range(effort.of(TRIPS // BLOCK)):
+                for session, own in zip(sessions, times, strict=True):
+                    own += trips(session, BLOCK)
+            direct, through_haproxy, through_gateway = map(middle_and_last, times)
+            effort.tell(f"RSET, median and p99 in µs: {direct=} {through_haproxy=} {through_gateway=}")
+            for kind, found in enumerate(added):
+                base = direct[kind]
+                found.append((through_gateway[kind] - base, through_haproxy[kind] - base))
+    names = ("added latency, median", "added latency, 99th percentile")
+    return [
+        Row(name, "µs", "HAProxy", tuple(found), BAR, at_most=True)
+        for name, found in zip(names, added, strict=True)
+    ]
+
+
+def greeted(arena: Arena, port: int) -> socket.socket:
+    """Begin a session."""
+    session = arena.host.connect((str(arena.clients[0]), port))
+    session.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    assert session.recv(512).startswith(b"220 ")
+    session.sendall(b"EHLO latency.test\r\n")
+    while not session.recv(4096).split(b"\r\n")[-2].startswith(b"250 "):
+        pass
+    return session
+
+
+def trips(session: socket.socket, count: int) -> list[float]:
+    """Time so many commands, in microseconds each."""
+    found = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        session.sendall(b"RSET\r\n")
+        answer = session.recv(512)
+        found.append(1e6 * (time.perf_counter() - begin))
+        assert answer.startswith(b"250 ")
+    return found
+
+
+def middle_and_last(times: list[float]) -> tuple[float, float]:
+    """Give the median and the 99th percentile."""
+    return round(median(times), 1), round(quantiles(times, n=100)[98], 1)

@@ -1,0 +1,93 @@
+"""A row of the benchmark's table: what was measured, beside what, and whether it reaches its bar.
+
+Each part of the benchmark makes some; `report.py` and `plot.py` show them. No file, no process is known here.
+"""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_NOTHING = 1e-9  # what a figure of nothing counts as where it divides
+_MOST = 99  # a higher ratio is not worth its digits
+REACH_MOST = 4.0  # times the bar; what is farther above it is shown so
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done: `rounds` times everything, with `share` of the mail; `tell` hears of each step."""
+
+    rounds: int
+    share: float
+    tell: Callable[[str], None]
+
+    def of(self, number: int, least: int = 1) -> int:
+        """Give the share of a number, `least` at least."""
+        return max(round(number * self.share), least)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What each round gave: the gateway's figure and that of `against`, in `unit`.
+
+    The bar is one for the ratio of the two, or for the gateway's figure where nothing is compared
+    (`by_ratio` False); the figure judged has to be at least the bar, or with `at_most` no more than it.
+    Ratios are medians of what each round, which shares its noise, gave.
+    """
+
+    name: str
+    unit: str
+    against: str
+    rounds: tuple[tuple[float, float], ...]
+    bar: float
+    at_most: bool = False
+    by_ratio: bool = True
+    note: str = ""
+
+    @property
+    def gateway(self) -> float:
+        """The gateway's figure, the median of all rounds."""
+        return statistics.median(mine for mine, _ in self.rounds)
+
+    @property
+    def other(self) -> float:
+        """The figure of what it is compared with."""
+        return statistics.median(theirs for _, theirs in self.rounds)
+
+    @property
+    def ratio(self) -> float:
+        """How they compare."""
+        return statistics.median(mine / max(theirs, _NOTHING) for mine, theirs in self.rounds)
+
+    @property
+    def judged(self) -> float:
+        """The figure that the bar is for."""
+        return self.ratio if self.by_ratio else self.gateway
+
+    @property
+    def passes(self) -> bool:
+        """Whether the gateway reaches the bar."""
+        return self.judged <= self.bar if self.at_most else self.judged >= self.bar
+
+    @property
+    def verdict(self) -> str:
+        """The same in words."""
+        return "pass" if self.passes else "falls short"
+
+    @property
+    def reach(self) -> float:
+        """How far it comes: 1 is the bar, more is better, whichever way the bar is meant."""
+        if self.bar == 0 or self.judged <= 0:
+            return REACH_MOST if self.passes and self.bar else float(self.passes)
+        return min(self.bar / self.judged if self.at_most else self.judged / self.bar, REACH_MOST)
+
+    def texts(self) -> tuple[str, ...]:
+        """What, the gateway's figure, that of the other, the ratio, the bar and the verdict, to read."""
+        compared = f"{self.against} {figure(self.other)}" if self.against else ""
+        ratio = "" if not self.against else f"{self.ratio:.2f}" if self.ratio < _MOST else f"> {_MOST}"
+        bar = f"{'<=' if self.at_most else '>='} {self.bar:g}{'' if self.by_ratio else f' {self.unit}'}"
+        return (self.name, f"{figure(self.gateway)} {self.unit}", compared, ratio, bar, self.verdict)
+
+
+def figure(number: float) -> str:
+    """Write a figure with as many digits as mean something."""
+    return f"{number:,.{0 if abs(number) >= 100 else 1 if abs(number) >= 10 else 2}f}"
