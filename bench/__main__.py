@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench import latency, mail, report
+from bench import direct, growth, idle, latency, life, mail, report, scans
 from bench.arena import Arena
 from bench.row import Effort, Row
 from lab.image import ImageError
@@ -22,6 +22,11 @@ from lab.process import LabError
 PARTS: dict[str, Callable[[Arena, Effort], list[Row]]] = {
     "mail": mail.measure,
     "latency": latency.measure,
+    "idle": idle.measure,
+    "scans": scans.measure,
+    "direct": direct.measure,
+    "growth": growth.measure,
+    "life": life.measure,
 }
 QUICK = 0.1  # the part of the work that --quick does
 

@@ -59,14 +59,17 @@ OPTIONS: Options = {
 
 @dataclass(frozen=True)
 class Workload:
-    """`messages` of `length` bytes over `sessions` parallel sessions, `kept` for the next message or not."""
+    """`messages` of `length` bytes over `sessions` parallel sessions, `kept` for the next message or not.
+
+    Length 0 is for options of smtp-source that say what is sent.
+    """
 
     name: str
     messages: int
     length: int
     sessions: int
     kept: bool
-    options: tuple[str, ...] = ()  # of smtp-source
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,8 @@ class Arena:
 def contender(gateway: Gateway) -> Contender:
     """Give a running gateway as something mail can go through."""
     assert gateway.process
-    return Contender("gateway", GATEWAY_PORT, (gateway.process.pid, *gateway.workers()))
+    port = int(gateway.options["port"] or 0)
+    return Contender("gateway", port, (gateway.process.pid, *gateway.workers()))
 
 
 def send(host: Host, servers: Sequence[str], port: int, workload: Workload) -> float:

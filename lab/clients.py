@@ -106,10 +106,12 @@ def smtp_source(
 ) -> Load:
     """Send many mails of `length` bytes over `sessions` parallel sessions; LabError if any was not accepted.
 
-    smtp-source opens a new connection for each mail unless `options` has -d.
+    smtp-source opens a new connection for each mail unless `options` has -d. Length 0 is for options that say
+    what is sent (-F).
     """
     command = ["prlimit", "--nofile=8192", "smtp-source", "-m", str(messages), "-s", str(sessions)]
-    command += ["-l", str(length), "-f", SENDER, "-t", recipient, "-M", f"{host.name}.test", *options]
+    command += ["-l", str(length)] if length else []
+    command += ["-f", SENDER, "-t", recipient, "-M", f"{host.name}.test", *options]
     begin = time.monotonic()
     result = host.run([*command, f"inet:[{server}]:{port}"], timeout=timeout, check=False)
     seconds = time.monotonic() - begin

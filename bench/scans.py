@@ -1,0 +1,117 @@
+"""Scans a second: mail through the gateway with clamd, next to a client that does nothing but ask this clamd.
+
+Both have as many sessions as scans at once, and the same message, one as people send them: text, HTML and a
+ZIP archive. clamd knows one signature and remembers no message, so each is taken apart and searched.
+"""
+
+import io
+import os
+import random
+import socket
+import struct
+import time
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from email.message import EmailMessage
+from email.policy import SMTP
+from functools import partial
+from statistics import median
+
+from bench.arena import Arena, Contender, Workload
+from bench.row import Effort, Row
+from lab.process import LabError
+from lab.servers import Clamd
+
+SCANS, PARALLEL = 1000, 8
+BAR = 0.95  # of the scans a second of the bare client
+_LETTERS = "etaoin shrdlu cmfwyp"
+
+
+def measure(arena: Arena, effort: Effort) -> list[Row]:
+    """Scan by each way of transfer."""
+    clamd = Clamd(arena.host, options={"DisableCache": "yes"}).start()
+    assert clamd.process
+    scanner = Contender("clamd", 0, (clamd.process.pid,))
+    count = effort.of(SCANS, PARALLEL)
+    message = mail()
+    file = arena.host.run_directory / "message"  # smtp-source ends its lines, and adds dots
+    file.write_bytes(message.replace(b"\r\n", b"\n"))
+    workload = Workload("scans", count, 0, PARALLEL, kept=True, options=("-F", str(file)))
+    rows = []
+    with os.fdopen(os.memfd_create("message"), "wb") as copy:
+        copy.write(message)
+        copy.flush()
+        ways = {
+            "stream": partial(by_stream, str(clamd.socket), message),
+            "fd": partial(by_descriptor, str(clamd.socket), copy.fileno()),
+        }
+        for transfer, bare in ways.items():
+            options = {"antivirus_type": "clamd", "antivirus_path": str(clamd.socket)}
+            found, cost = [], []
+            with arena.gateway({**options, "antivirus_transfer": transfer}) as gateway:
+                for _ in range(effort.rounds):
+                    before = scanner.cpu()
+                    sample = arena.run(workload, gateway)
+                    between = scanner.cpu()
+                    found.append((sample.rate, bare_rate(bare, count)))
+                    cost.append((sample.cpu, between - before, scanner.cpu() - between))
+                    effort.tell("{}: {:.0f} scans a second, bare {:.0f}".format(transfer, *found[-1]))
+            mine, of_clamd, for_bare = (median(each) for each in zip(*cost, strict=True))
+            note = (
+                f"CPU {mine:,.0f} µs a mail, of clamd {1e6 * of_clamd / count:,.0f}, "
+                f"for the bare client {1e6 * for_bare / count:,.0f}"
+            )
+            name = f"clamd by {transfer}, {PARALLEL} at once"
+            rows.append(Row(name, "scans/s", "bare client", tuple(found), BAR, note=note))
+    clamd.stop()
+    return rows
+
+
+def mail() -> bytes:
+    """Make a message of some 20 kB, always the same."""
+    chance = random.Random(5321)
+    text = "\n".join("".join(chance.choices(_LETTERS, k=70)) for _ in range(50))
+    message = EmailMessage(policy=SMTP)
+    message["From"], message["To"], message["Subject"] = "sender@client.test", "alice@example.test", "report"
+    message.set_content(text)
+    paragraphs = "".join(f"<p>{line}</p>\n" for line in text.splitlines())
+    message.add_alternative(f"<html><body>\n{paragraphs}</body></html>\n", subtype="html")
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr(zipfile.ZipInfo("report.txt"), "".join(chance.choices(_LETTERS, k=14_000)))
+    message.add_attachment(archive.getvalue(), maintype="application", subtype="zip", filename="report.zip")
+    return bytes(message)
+
+
+def bare_rate(scan: Callable[[], None], count: int) -> float:
+    """Scan so often; give the scans a second."""
+    begin = time.monotonic()
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        for job in [pool.submit(scan) for _ in range(count)]:
+            job.result()
+    return count / (time.monotonic() - begin)
+
+
+def by_stream(path: str, message: bytes) -> None:
+    """Have clamd scan what it is sent."""
+    with socket.socket(socket.AF_UNIX) as clamd:
+        clamd.connect(path)
+        length = struct.pack("!I", len(message))
+        clamd.sendall(b"".join((b"nINSTREAM\n", length, message, bytes(4))))
+        _expect_clean(clamd)
+
+
+def by_descriptor(path: str, file: int) -> None:
+    """Have clamd scan an open file."""
+    with socket.socket(socket.AF_UNIX) as clamd:
+        clamd.connect(path)
+        clamd.sendall(b"nFILDES\n")
+        socket.send_fds(clamd, [b"\0"], [file])
+        _expect_clean(clamd)
+
+
+def _expect_clean(clamd: socket.socket) -> None:
+    answer = clamd.recv(512)
+    if not answer.endswith(b": OK\n"):
+        raise LabError(f"clamd answered {answer!r}")
