@@ -22,8 +22,9 @@ compiled: .compiled/.ready
 
 .compiled/.ready: .venv/.ready $(SOURCES)
 	@$(call install,$(COMPILERS))
-	rm -rf .compiled build
-	SMTP_GATEWAY_COMPILE=1 $(PYTHON) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation --target .compiled .
+	rm -rf .compiled
+	$(PYTHON) -m deploy.dist --alone
+	$(PYTHON) -m pip install -q --disable-pip-version-check --no-deps --no-index --find-links dist --target .compiled smtp-gateway-appliance
 	@touch $@
 
 check: setup
@@ -38,7 +39,7 @@ test: check compiled
 	$(PYTHON) -m tests.options
 
 test-deploy: setup
-	@$(call install,binutils debootstrap)
+	@$(call install,binutils debootstrap $(COMPILERS))
 	.venv/bin/pytest -q -m deploy tests/deploy
 
 # On Debian's own kernel, with no help of the processor: slow, and not a part of test.
@@ -52,10 +53,11 @@ docs: setup
 	$(PYTHON) -m tests.options
 
 dist: setup
+	@$(call install,$(COMPILERS))
 	$(PYTHON) -m deploy.dist
 
 deb: setup
-	@$(call install,binutils)
+	@$(call install,binutils $(COMPILERS))
 	$(PYTHON) -m deploy.deb
 
 demo: setup

@@ -24,28 +24,29 @@ PROGRAMS = ("smtp-gated", "appliance-ctl", "appliance-helper")
 MODES = {"postinst": 0o755, "prerm": 0o755, "postrm": 0o755}
 
 
-def build(into: Path) -> Path:
-    """Build the package for this machine's Debian and architecture; give its path."""
+def build(into: Path, wheelhouse: Path) -> Path:
+    """Build the package, of wheels left in both places, for this machine's Debian; give its path."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name, "root")
         root.mkdir(mode=0o755)
         (root / "opt").mkdir(mode=0o755)
-        wheel = dist.wheel(Path(name))
-        version = wheel.name.split("-")[1]
+        wheels = dist.release(into)
+        version = next(wheels.glob(dist.WHEELS)).name.split("-")[1]
         release = f"{ROOT}/releases/{version}"
-        _virtual_environment(root, release, wheel, dist.wheelhouse(into / "wheelhouse"))
+        _virtual_environment(root, release, wheels, dist.wheelhouse(wheelhouse))
         (root / ROOT / "current").symlink_to(f"releases/{version}")
         _links(root, release)
         _papers(root, version)
         return _pack(root, version, into)
 
 
-def _virtual_environment(root: Path, release: str, wheel: Path, wheelhouse: Path) -> None:
-    pip = f"/{release}/bin/python -m pip install --quiet --no-compile --ignore-installed --no-index"
+def _virtual_environment(root: Path, release: str, wheels: Path, wheelhouse: Path) -> None:
+    pip = f"/{release}/bin/python -m pip install --quiet --disable-pip-version-check --no-compile"
+    sources = f"--no-index --find-links {wheels} --find-links {wheelhouse}"
     steps = [
         f"mount --bind {root}/opt /opt",
         f"/usr/bin/python3 -m venv --system-site-packages /{release}",
-        f"{pip} --disable-pip-version-check --find-links {wheelhouse} {wheel}",
+        f"{pip} --ignore-installed {sources} smtp-gateway-appliance",
     ]
     subprocess.run(["unshare", "--mount", "sh", "-ec", "\n".join(steps)], check=True, timeout=300)
     home = root / release
@@ -150,7 +151,8 @@ def main() -> int:
     """Write the package to dist/ or another directory."""
     parser = argparse.ArgumentParser(description="Build the Debian package.")
     parser.add_argument("--into", type=Path, default=dist.CHECKOUT / "dist")
-    print(build(parser.parse_args().into))
+    into = parser.parse_args().into
+    print(build(into, into / "wheelhouse"))
     return 0
 
 

@@ -1,40 +1,55 @@
-"""The project as a wheel, and the wheels it needs: `make dist` writes both to dist/.
+"""The project as wheels, and the wheels it needs: `make dist` writes both to dist/.
 
-Built in a copy, so that neither leftovers of an earlier build get in nor anything is left in the checkout.
-The tests of deployment build other versions of it.
+A release is two wheels of one version, between which pip chooses: with the hot path as machine code, for this
+version of Python, and plain, for every other. Built in a copy, so that neither leftovers of an earlier build
+get in nor anything is left in the checkout; what is built already is not built again. The tests of deployment
+build other versions.
 """
 
 import argparse
 import hashlib
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-PARTS = ("pyproject.toml", "README.md", "appliance", "man", "systemd")
+PARTS = ("pyproject.toml", "setup.py", "README.md", "appliance", "man", "systemd")
+WHEELS = "smtp_gateway_appliance-*.whl"
+
+
+def release(into: Path) -> Path:
+    """Build the two wheels unless they are there; give their directory. Exits if it fails."""
+    recipe = _recipe()
+    made_of = into / ".release"
+    if made_of.exists() and made_of.read_text() == recipe and len(list(into.glob(WHEELS))) == 2:
+        return into
+    into.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=into) as name:
+        made = wheel(Path(name))
+        with tempfile.TemporaryDirectory() as copy:
+            _build(made, Path(copy), compiled=True)
+        # Whoever looks at the directory meanwhile finds a release, the old one or this.
+        fresh = list(made.glob(WHEELS))
+        for old in into.glob(WHEELS):
+            if old.name not in {path.name for path in fresh}:
+                old.unlink()
+        for path in fresh:
+            path.rename(into / path.name)
+    made_of.write_text(recipe)
+    return into
 
 
 def wheel(into: Path, version: str = "", source: Path = CHECKOUT) -> Path:
-    """Build the project's wheel, with another version if given, and give its path. Exits if it fails."""
+    """Build the plain one alone, with another version if given; give its directory. Exits if it fails."""
     with tempfile.TemporaryDirectory() as name:
-        copy = Path(name)
-        for part in PARTS:
-            if (source / part).is_dir():
-                shutil.copytree(source / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(source / part, copy)
-        if version:
-            project = copy / "pyproject.toml"
-            project.write_text(re.sub(r'(?m)^version = ".*"$', f'version = "{version}"', project.read_text()))
-        into.mkdir(parents=True, exist_ok=True)
-        for old in into.glob("smtp_gateway_appliance-*.whl"):
-            old.unlink()
-        _pip("wheel", "--no-deps", f"--wheel-dir={into}", copy)
-    return next(into.glob("smtp_gateway_appliance-*.whl"))
+        _build(into, Path(name), version, source)
+    return into
 
 
 def wheelhouse(into: Path) -> Path:
@@ -51,21 +66,57 @@ def wheelhouse(into: Path) -> Path:
     return into
 
 
-def _pip(*arguments: str | Path) -> None:
+def _build(
+    into: Path, copy: Path, version: str = "", source: Path = CHECKOUT, *, compiled: bool = False
+) -> None:
+    for part in PARTS:
+        if (source / part).is_dir():
+            shutil.copytree(source / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source / part, copy)
+    if version:
+        project = copy / "pyproject.toml"
+        project.write_text(re.sub(r'(?m)^version = ".*"$', f'version = "{version}"', project.read_text()))
+    # What compiles is among the checkout's own packages; an environment made for the build has none of them.
+    isolated = ["--no-build-isolation"] if compiled else []
+    _pip("wheel", "--no-deps", *isolated, f"--wheel-dir={into}", copy, compiled=compiled)
+
+
+def _recipe() -> str:
+    """Give what tells one release's sources, and the Python it is compiled for, from all others."""
+    digest = hashlib.sha256(sys.version.encode())
+    for path in _sources():
+        digest.update(f"\n{path.relative_to(CHECKOUT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _sources() -> Iterator[Path]:
+    for part in PARTS:
+        place = CHECKOUT / part
+        found = sorted(place.rglob("*")) if place.is_dir() else [place]
+        yield from (path for path in found if path.is_file() and "__pycache__" not in path.parts)
+
+
+def _pip(*arguments: str | Path, compiled: bool = False) -> None:
     command = [sys.executable, "-m", "pip", *map(str, arguments), "--quiet", "--use-pep517"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+    environment = os.environ | {"SMTP_GATEWAY_COMPILE": str(int(compiled))}
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
+    )
     if done.returncode:
         sys.exit(f"{shlex.join(command)} failed:\n{done.stdout}")
 
 
 def main() -> int:
     """Write dist/ or another directory."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Build the project's wheels.")
     parser.add_argument("--into", type=Path, default=CHECKOUT / "dist")
-    parser.add_argument("--version", default="", help="instead of the one in pyproject.toml")
+    parser.add_argument("--alone", action="store_true", help="without the wheels it needs")
     given = parser.parse_args()
-    print(wheel(given.into, given.version))
-    print(wheelhouse(given.into / "wheelhouse"))
+    for path in sorted(release(given.into).glob(WHEELS)):
+        print(path)
+    if not given.alone:
+        print(wheelhouse(given.into / "wheelhouse"))
     return 0
 
 

@@ -37,7 +37,12 @@ IPv6AcceptRA=no
 
 
 class Machine:
-    """The machine, off at first. `disk` is its root as seen from outside, `host` where its cables end."""
+    """The machine, off at first. `disk` is its root as seen from outside, `host` where its cables end.
+
+    `patience` is how many times longer than usual everything on it may take.
+    """
+
+    patience = 1
 
     def __init__(self, host: Host, client: Host, bare: machine_image.MachineImage, key: Path):
         self.host = host
@@ -76,13 +81,14 @@ class Machine:
 
     def boot(self, timeout: float = 60) -> Self:
         """Switch it on and return when it has started all that it starts by itself."""
+        timeout *= self.patience
         self._boots += 1
         self._process = self.start(f"console-{self._boots}")
         try:
             for name in ("lan", "wan"):
                 self._plug_in(name, timeout)
             wait_until(lambda: not self.run(["true"], check=False).returncode, timeout, "SSH", 0.2)
-            self.run(["systemctl", "is-system-running", "--wait"], check=False, timeout=timeout)
+            self.run(["systemctl", "is-system-running", "--wait"], check=False, timeout=60)
         except LabError as error:
             raise LabError(f"the machine does not start: {error}\n{self.console}") from None
         return self
@@ -126,7 +132,7 @@ class Machine:
         """Give the command that leads from the client host to root's shell on the machine."""
         options = {
             "BatchMode": "yes",
-            "ConnectTimeout": "5",
+            "ConnectTimeout": 5 * self.patience,
             "IdentityFile": self.key,
             "LogLevel": "ERROR",
             "StrictHostKeyChecking": "no",
@@ -144,13 +150,13 @@ class Machine:
     ) -> subprocess.CompletedProcess[str]:
         """Run a program on the machine to its end, as root; with `check` raise LabError if it fails."""
         command = [*self.shell(), "--", shlex.join(map(str, argv))]
-        return self.client.run(command, input=input, timeout=timeout, check=check)
+        return self.client.run(command, input=input, timeout=timeout * self.patience, check=check)
 
     def power_off(self, timeout: float = 60) -> None:
         """Shut it down in good order. What is not on its disk is gone."""
         assert self._process
         self.run(["systemctl", "poweroff"], check=False)
-        self._process.wait(timeout)
+        self._process.wait(timeout * self.patience)
 
     def reboot(self) -> Self:
         """Shut it down and switch it on again: another kernel's memory, as far as its network goes."""

@@ -2,13 +2,15 @@
 
 import json
 import re
+import shutil
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from deploy import dist
 from lab.image import CHECKOUT
 from lab.machine import Site
+from lab.machine_image import CACHE
 from lab.network import ROUTER4
 from lab.process import LabError
 
@@ -34,11 +36,16 @@ class Outcome:
 class Administrator:
     """Somebody on the client host with the checkout, an inventory and a key to the machine."""
 
-    def __init__(self, site: Site, wheel: Path, wheelhouse: Path, times: list[tuple[str, float]]):
+    def __init__(self, site: Site, times: list[tuple[str, float]]):
         self.site = site
+        # A copy of their own: the checkout may be built anew while the machine lives.
+        wheels = site.directory / "dist"
+        wheels.mkdir()
+        for path in dist.release(dist.CHECKOUT / "dist").glob(dist.WHEELS):
+            shutil.copy(path, wheels)
         self.variables: dict[str, Any] = {
-            "smtp_appliance_wheel": str(wheel),
-            "smtp_appliance_wheelhouse": str(wheelhouse),
+            "smtp_appliance_wheels": str(wheels),
+            "smtp_appliance_wheelhouse": str(dist.wheelhouse(CACHE / "wheelhouse")),
             "smtp_appliance_lan_interfaces": "lan",
         }
         self.times = times
@@ -59,7 +66,12 @@ class Administrator:
         begin = time.monotonic()
         done = self.site.client.run(
             ["ansible-playbook", "--inventory", inventory, ANSIBLE / "appliance.yml"],
-            environment={"ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+            environment={
+                "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"),
+                "ANSIBLE_NOCOLOR": "1",
+                "ANSIBLE_CALLBACK_PLUGINS": "/root/cb",
+                "ANSIBLE_CALLBACKS_ENABLED": "stamp",
+            },
             timeout=self.patience,
             check=False,
         )

@@ -1,16 +1,17 @@
 """One site for all tests of deployment, in the order of a machine's life; and how long each step took."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
-from deploy import dist
+from lab import image
 from lab.clients import smtp_source
+from lab.host import Host
 from lab.machine import Site
-from lab.machine_image import CACHE
 from lab.process import LabError
+from lab.run_directory import RunDirectory
 from lab.servers import Postfix
 from tests.deploy import scanners
 from tests.deploy.administrator import Administrator
@@ -27,12 +28,36 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"{seconds:6.1f} s  {what}")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let the machine say what happened there when a test fails."""
+    report = yield
+    site = item.funcargs.get("site")
+    if report.failed and isinstance(site, Site) and site.machine.running():
+        log = site.machine.run(["journalctl", "--no-pager", "--lines=100"], check=False)
+        report.sections.append(("the machine's journal", log.stdout))
+    return report
+
+
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
     with Site("deploy") as site:
         scanners.give_signature(site.machine)
         site.machine.boot()
         yield site
+
+
+@pytest.fixture(scope="session")
+def workplace() -> Iterator[Host]:
+    """A host with the tools of whoever maintains the package and the role."""
+    run = RunDirectory("workplace")
+    host = Host("workplace", run.path, image.require(image.WORKPLACE | image.PACKAGES))
+    host.ready()
+    yield host
+    host.close()
+    run.close()
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +74,7 @@ def postfix(postfix_server: Postfix) -> Postfix:
 
 @pytest.fixture(scope="session")
 def administrator(site: Site) -> Administrator:
-    wheelhouse = dist.wheelhouse(CACHE / "wheelhouse")
-    return Administrator(site, dist.wheel(site.directory / "dist"), wheelhouse, TIMES)
+    return Administrator(site, TIMES)
 
 
 class Load(threading.Thread):
@@ -70,8 +94,7 @@ class Load(threading.Thread):
                 self.sent += smtp_source(self._site.client, self._server, messages=10, sessions=2).messages
                 self._ended.wait(0.1)  # the two processors are for the upgrade, too
             except LabError as error:
-                log = self._site.machine.run(["journalctl", "--no-pager", "--lines=30"], check=False).stdout
-                self.failed = LabError(f"{error}\n{log}")
+                self.failed = error
                 return
 
     def end(self) -> int:
