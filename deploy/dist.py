@@ -9,6 +9,7 @@ build other versions.
 import argparse
 import hashlib
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -20,6 +21,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PARTS = ("pyproject.toml", "setup.py", "README.md", "appliance", "man", "systemd")
+PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux2014")  # what Debian 12 and later can run
 WHEELS = "smtp_gateway_appliance-*.whl"
 
 
@@ -52,18 +54,33 @@ def wheel(into: Path, version: str = "", source: Path = CHECKOUT) -> Path:
     return into
 
 
-def wheelhouse(into: Path) -> Path:
-    """Fetch or build the wheels that the project needs on a machine like this, unless they are there."""
+def wheelhouse(into: Path, python: str = "") -> Path:
+    """Fetch or build the wheels that the project needs on a machine like this, unless they are there.
+
+    With `python` they are for that version of it, such as 3.13, as far as the index has them.
+    """
     project = (CHECKOUT / "pyproject.toml").read_text()
     needed = re.findall(r'"([^"]+)"', project.partition("\ndependencies = [")[2].partition("\n]")[0])
-    recipe = hashlib.sha256("\n".join([sys.version, *needed]).encode()).hexdigest()
+    recipe = hashlib.sha256("\n".join([sys.version, python, *needed]).encode()).hexdigest()
     made_of = into / ".recipe"
     if not made_of.exists() or made_of.read_text() != recipe:
         shutil.rmtree(into, ignore_errors=True)
         into.mkdir(parents=True)
-        _pip("wheel", f"--wheel-dir={into}", *needed)
+        if python:
+            _fetch(into, python, needed)
+        else:
+            _pip("wheel", "--use-pep517", f"--wheel-dir={into}", *needed)
         made_of.write_text(recipe)
     return into
+
+
+def _fetch(into: Path, python: str, needed: list[str]) -> None:
+    """Fetch wheels for another version of Python; what the index has no wheel of is built here, for any."""
+    kinds = [f"--platform={kind}_{platform.machine()}" for kind in PLATFORMS]
+    with tempfile.TemporaryDirectory() as built:
+        _pip("wheel", "--use-pep517", f"--wheel-dir={built}", *needed)
+        options = [f"--dest={into}", "--only-binary=:all:", f"--python-version={python}", *kinds]
+        _pip("download", *options, f"--find-links={built}", *needed)
 
 
 def _build(
@@ -79,7 +96,7 @@ def _build(
         project.write_text(re.sub(r'(?m)^version = ".*"$', f'version = "{version}"', project.read_text()))
     # What compiles is among the checkout's own packages; an environment made for the build has none of them.
     isolated = ["--no-build-isolation"] if compiled else []
-    _pip("wheel", "--no-deps", *isolated, f"--wheel-dir={into}", copy, compiled=compiled)
+    _pip("wheel", "--use-pep517", "--no-deps", *isolated, f"--wheel-dir={into}", copy, compiled=compiled)
 
 
 def _recipe() -> str:
@@ -98,7 +115,7 @@ def _sources() -> Iterator[Path]:
 
 
 def _pip(*arguments: str | Path, compiled: bool = False) -> None:
-    command = [sys.executable, "-m", "pip", *map(str, arguments), "--quiet", "--use-pep517"]
+    command = [sys.executable, "-m", "pip", *map(str, arguments), "--quiet", "--disable-pip-version-check"]
     environment = os.environ | {"SMTP_GATEWAY_COMPILE": str(int(compiled))}
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
@@ -112,11 +129,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Build the project's wheels.")
     parser.add_argument("--into", type=Path, default=CHECKOUT / "dist")
     parser.add_argument("--alone", action="store_true", help="without the wheels it needs")
+    parser.add_argument("--python", default="", help="the wheels it needs are for this version, such as 3.13")
     given = parser.parse_args()
     for path in sorted(release(given.into).glob(WHEELS)):
         print(path)
     if not given.alone:
-        print(wheelhouse(given.into / "wheelhouse"))
+        print(wheelhouse(given.into / "wheelhouse", given.python))
     return 0
 
 

@@ -36,7 +36,7 @@ class Outcome:
 class Administrator:
     """Somebody on the client host with the checkout, an inventory and a key to the machine."""
 
-    def __init__(self, site: Site, times: list[tuple[str, float]]):
+    def __init__(self, site: Site, times: list[tuple[str, float]], python: str = ""):
         self.site = site
         # A copy of their own: the checkout may be built anew while the machine lives.
         wheels = site.directory / "dist"
@@ -45,7 +45,7 @@ class Administrator:
             shutil.copy(path, wheels)
         self.variables: dict[str, Any] = {
             "smtp_appliance_wheels": str(wheels),
-            "smtp_appliance_wheelhouse": str(dist.wheelhouse(CACHE / "wheelhouse")),
+            "smtp_appliance_wheelhouse": str(dist.wheelhouse(CACHE / f"wheelhouse{python}", python)),
             "smtp_appliance_lan_interfaces": "lan",
         }
         self.times = times
@@ -69,8 +69,6 @@ class Administrator:
             environment={
                 "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"),
                 "ANSIBLE_NOCOLOR": "1",
-                "ANSIBLE_CALLBACK_PLUGINS": "/root/cb",
-                "ANSIBLE_CALLBACKS_ENABLED": "stamp",
             },
             timeout=self.patience,
             check=False,

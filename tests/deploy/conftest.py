@@ -1,5 +1,6 @@
 """One site for all tests of deployment, in the order of a machine's life; and how long each step took."""
 
+import os
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -17,14 +18,19 @@ from tests.deploy import scanners
 from tests.deploy.administrator import Administrator
 
 TIMES: list[tuple[str, float]] = []
+# Another Debian release than this machine's to make the appliance of; and its Python.
+SUITE = os.environ.get("APPLIANCE_SUITE", "")
+PYTHON = {"": "", "bookworm": "3.11", "trixie": "3.13"}[SUITE]
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the times of the steps, which docs/install.md quotes."""
-    if TIMES:
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
+    times = [value for report in reports for name, value in report.user_properties if name == "time"]
+    if times:
         terminalreporter.section("times of deployment")
-        for what, seconds in TIMES:
+        for what, seconds in times:
             terminalreporter.write_line(f"{seconds:6.1f} s  {what}")
 
 
@@ -32,8 +38,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def pytest_runtest_makereport(
     item: pytest.Function,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Let the machine say what happened there when a test fails."""
+    """Put the times of a test's steps into its report; let the machine say what happened when it fails."""
     report = yield
+    if report.when == "call":
+        report.user_properties += [("time", time) for time in TIMES]
+        TIMES.clear()
     site = item.funcargs.get("site")
     if report.failed and isinstance(site, Site) and site.machine.running():
         log = site.machine.run(["journalctl", "--no-pager", "--lines=100"], check=False)
@@ -43,7 +52,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
-    with Site("deploy") as site:
+    with Site("deploy", SUITE) as site:
         scanners.give_signature(site.machine)
         site.machine.boot()
         yield site
@@ -74,7 +83,7 @@ def postfix(postfix_server: Postfix) -> Postfix:
 
 @pytest.fixture(scope="session")
 def administrator(site: Site) -> Administrator:
-    return Administrator(site, TIMES)
+    return Administrator(site, TIMES, PYTHON)
 
 
 class Load(threading.Thread):

@@ -6,6 +6,7 @@ the machine between them.
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from lab.process import wait_until
 from lab.samples import EICAR, GTUBE
 from lab.servers import Postfix
 from tests.deploy.administrator import Administrator
-from tests.deploy.conftest import TIMES, Load
+from tests.deploy.conftest import PYTHON, TIMES, Load
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
 
@@ -147,16 +148,16 @@ def test_mail_flows_with_the_clients_address(site: Site, postfix: Postfix, sourc
     assert "gw.example.test" in message  # it went through the gateway
 
 
-def test_the_compiled_build_runs(site: Site) -> None:
+def test_the_build_that_fits_its_python_runs(site: Site) -> None:
+    where = "from appliance.proxy.session import client; print(client.__file__)"
+    python = "/opt/smtp-appliance/current/bin/python"
+    compiled = PYTHON in ("", f"{sys.version_info.major}.{sys.version_info.minor}")
+    assert site.machine.run([python, "-c", where]).stdout.endswith(".so\n" if compiled else ".py\n")
     workers = site.machine.run(["pgrep", "--full", "appliance.proxy.worker"]).stdout.split()
     assert workers
     for worker in workers:
-        site.machine.run(
-            ["grep", "--max-count=1", "/appliance/proxy/connection[.].*[.]so$", f"/proc/{worker}/maps"]
-        )
-    where = "from appliance.proxy.session import client; print(client.__file__)"
-    python = "/opt/smtp-appliance/current/bin/python"
-    assert site.machine.run([python, "-c", where]).stdout.endswith(".so\n")
+        loaded = site.machine.run(["cat", f"/proc/{worker}/maps"]).stdout
+        assert ("/appliance/proxy/connection.cpython-" in loaded) == compiled
 
 
 def test_services_are_hardened(site: Site) -> None:
