@@ -8,7 +8,7 @@ from appliance import config as language
 from appliance.config import OPTIONS, Config, ConfigError
 from appliance.ctl.ask import ask
 from appliance.ctl.base import Code, CtlError, clean, console, given, print_json, table
-from appliance.proxy.privileges import PrivilegeError
+from appliance.privileges import PrivilegeError
 from appliance.supervisor import checks, features
 
 config = typer.Typer(

@@ -21,8 +21,8 @@ from appliance.ctl.base import Code, CtlError
 from appliance.nft.kernel import KernelError, transact
 from appliance.nft.locks import Element, LockSets, NftError, NoTable
 from appliance.nft.names import DROPPED_LOCKED, FAMILY, TABLE
+from appliance.privileges import Identity, PrivilegeError, acting_as, identity
 from appliance.proxy.locks import Lock, LockDirectory, is_lock_name, lock_name, read_lock
-from appliance.proxy.privileges import Identity, PrivilegeError, acting_as, identity
 
 Address = IPv4Address | IPv6Address
 

@@ -25,9 +25,9 @@ from appliance.helper.gateways import Gateways
 from appliance.helper.idents import Addresses, Command, IdentError, Idents, Names
 from appliance.helper.service import Service, tcp_socket, udp_socket
 from appliance.log import LEVELS, Log
+from appliance.notify import notify
 from appliance.origin import Address
-from appliance.proxy.privileges import PrivilegeError, drop
-from appliance.supervisor.notify import notify
+from appliance.privileges import PrivilegeError, drop
 
 FAILED = 1
 _TARGETS = ("syslog", "journal", "stderr")

@@ -19,10 +19,10 @@ from typing import cast
 
 import uvloop
 
-from appliance import language, process
+from appliance import language, privileges, process
 from appliance.config import Config, parse
 from appliance.log import Log
-from appliance.proxy import events, lookup, privileges, questions, scanners
+from appliance.proxy import events, lookup, questions, scanners
 from appliance.proxy.action import ActionScripts
 from appliance.proxy.checks import Checks
 from appliance.proxy.clients import Clients

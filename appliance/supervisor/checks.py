@@ -15,8 +15,8 @@ from pathlib import Path
 from appliance import language, process
 from appliance.config import Config, SocketAddress
 from appliance.log import SOCKETS
+from appliance.privileges import Identity, PrivilegeError, acting_as, identity
 from appliance.proxy import scanners
-from appliance.proxy.privileges import Identity, PrivilegeError, acting_as, identity
 
 _DESCRIPTORS = 64  # of a worker without sessions, generously
 _DESCRIPTORS_OF_SESSION = 5  # client, server, copy, and a scanner's connection or a script's

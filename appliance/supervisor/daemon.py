@@ -17,6 +17,7 @@ from appliance import process
 from appliance.bpf import steering
 from appliance.config import OPTIONS, Config, ConfigError, load
 from appliance.log import Log
+from appliance.notify import notify, watchdog_interval
 from appliance.proxy.scoreboard import Scoreboard
 from appliance.supervisor import checks, status
 from appliance.supervisor.background import run_in_background
@@ -27,7 +28,6 @@ from appliance.supervisor.features import modes, version
 from appliance.supervisor.http import MetricsServer
 from appliance.supervisor.listeners import open_listeners
 from appliance.supervisor.mirroring import Mirroring
-from appliance.supervisor.notify import notify, watchdog_interval
 from appliance.supervisor.pidfile import PidFile
 from appliance.supervisor.requests import Requests
 from appliance.supervisor.workers import Workers

@@ -13,8 +13,8 @@ import sys
 
 from appliance.bpf import steering
 from appliance.config import Config
+from appliance.notify import forget, keep, kept
 from appliance.supervisor.errors import StartError
-from appliance.supervisor.notify import forget, keep, kept
 
 _IP_TRANSPARENT = 19
 _IPV6_TRANSPARENT = 75

@@ -21,13 +21,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv6Address, ip_address
 from typing import Protocol
 
-from appliance import process
+from appliance import privileges, process
 from appliance.bpf.locks import GateLocks
 from appliance.config import Config, parse
 from appliance.log import Log
 from appliance.nft.locks import BATCH, Address, Lock, LockSets, NftError, NoTable
 from appliance.nft.names import FAMILY, TABLE
-from appliance.proxy import privileges
 from appliance.proxy.locks import LockDirectory, lock_name, read_lock
 from appliance.supervisor.inotify import Watch
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
+from appliance import privileges
 from appliance.config import Config, ConfigError, load
 from appliance.log import Log
-from appliance.proxy import privileges
 from appliance.proxy.locks import LockDirectory, lock_name
 from appliance_bsd.kernel import IPAddress
 from appliance_bsd.pf_layout import system

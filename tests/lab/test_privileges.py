@@ -24,7 +24,7 @@ ATTEMPTS = """
 import ctypes, json, os, socket, sys
 from nftables import Nftables
 from appliance import process
-from appliance.proxy.privileges import drop
+from appliance.privileges import drop
 process.die_with_parent()
 if "drop" in sys.argv:
     drop("nobody", "nogroup", "raw" in sys.argv)

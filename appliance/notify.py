@@ -1,4 +1,4 @@
-"""What the supervisor tells systemd, and has it keep; nothing where systemd is not listening."""
+"""What a daemon tells systemd, and has it keep; nothing where systemd is not listening."""
 
 import contextlib
 import os

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.supervisor.notify import notify, watchdog_interval
+from appliance.notify import notify, watchdog_interval
 
 
 @pytest.mark.parametrize("abstract", [False, True])

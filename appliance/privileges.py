@@ -1,4 +1,4 @@
-"""How a worker gives up what it was started with: identity, groups, capabilities, and the way back to them.
+"""How a daemon gives up what it was started with: identity, groups, capabilities, and the way back to them.
 
 A worker calls `drop` once, before it starts a thread (capabilities belong to threads) and before it reads a
 byte from the network. The supervisor uses `identity` to tell whether the user exists, it and
@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from appliance import process
-from appliance.proxy import seccomp
+from appliance import process, seccomp
 
 _HIGHEST = 0xFFFFFFFE  # the next one means "leave unchanged" to setresuid(2)
 

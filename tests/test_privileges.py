@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from appliance.proxy.privileges import Identity, PrivilegeError, identity
+from appliance.privileges import Identity, PrivilegeError, identity
 
 PROGRAM = """
 import json, os, signal, subprocess, sys
 from appliance import process
-from appliance.proxy.privileges import PrivilegeError, drop
+from appliance.privileges import PrivilegeError, drop
 process.die_with_parent()
 if sys.argv[2]:
     import pwd
