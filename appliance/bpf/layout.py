@@ -19,7 +19,7 @@ Network = IPv4Network | IPv6Network
 
 SOURCE: Final = Path(__file__).with_name("gate.c")
 BITS: Final = 1024  # of a sketch: tells up to 3000 servers apart, 2 to 5 percent off
-SIZES: Final = {"IN_FORCE": 1 << 17, "CLIENTS": 1 << 15, "NETWORKS": 1 << 10, "BITS": BITS}
+SIZES: Final = {"IN_FORCE": 1 << 17, "CLIENTS": 1 << 15, "NETWORKS": 1 << 16, "BITS": BITS}
 PROGRAM: Final = "gate"
 
 _SETTINGS = struct.Struct("=QQIIII")
