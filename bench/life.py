@@ -53,10 +53,13 @@ def start(arena: Arena) -> float:
     begin = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(gateway.start)
-        while not accepts_mail(arena):
-            if time.monotonic() - begin > _WITHIN:
-                raise LabError(f"no mail was accepted:\n{gateway.log}")
-            time.sleep(_PAUSE)
+        try:
+            while not accepts_mail(arena):
+                if time.monotonic() - begin > _WITHIN:
+                    raise LabError("the gateway does not listen")
+                time.sleep(_PAUSE)
+        except OSError as error:
+            raise LabError(f"no mail was accepted: {error}\n{gateway.log}") from error
         seconds = time.monotonic() - begin
         starting.result()
     gateway.close()

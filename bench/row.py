@@ -88,6 +88,13 @@ class Row:
         return (self.name, f"{figure(self.gateway)} {self.unit}", compared, ratio, bar, self.verdict)
 
 
+def there_and_back(*measures: Callable[[], float]) -> list[float]:
+    """Measure each twice, in their order and back; give the sums. What drifts meanwhile drifts for all."""
+    there = [measure() for measure in measures]
+    back = [measure() for measure in reversed(measures)]
+    return [first + second for first, second in zip(there, reversed(back), strict=True)]
+
+
 def figure(number: float) -> str:
     """Write a figure with as many digits as mean something."""
     return f"{number:,.{0 if abs(number) >= 100 else 1 if abs(number) >= 10 else 2}f}"

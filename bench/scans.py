@@ -20,9 +20,11 @@ from statistics import median
 
 from bench.arena import Arena, Contender, Workload
 from bench.row import Effort, Row
+from lab.gateway import Options
 from lab.process import LabError
 from lab.servers import Clamd
 
+TRANSFERS = ("stream", "fd")
 SCANS, PARALLEL = 1000, 8
 BAR = 0.95  # of the scans a second of the bare client
 _LETTERS = "etaoin shrdlu cmfwyp"
@@ -30,29 +32,25 @@ _LETTERS = "etaoin shrdlu cmfwyp"
 
 def measure(arena: Arena, effort: Effort) -> list[Row]:
     """Scan by each way of transfer."""
-    clamd = Clamd(arena.host, options={"DisableCache": "yes"}).start()
+    clamd = start_clamd(arena)
     assert clamd.process
     scanner = Contender("clamd", 0, (clamd.process.pid,))
     count = effort.of(SCANS, PARALLEL)
-    message = mail()
-    file = arena.host.run_directory / "message"  # smtp-source ends its lines, and adds dots
-    file.write_bytes(message.replace(b"\r\n", b"\n"))
-    workload = Workload("scans", count, 0, PARALLEL, kept=True, options=("-F", str(file)))
     rows = []
     with os.fdopen(os.memfd_create("message"), "wb") as copy:
-        copy.write(message)
+        copy.write(mail())
         copy.flush()
-        ways = {
-            "stream": partial(by_stream, str(clamd.socket), message),
-            "fd": partial(by_descriptor, str(clamd.socket), copy.fileno()),
-        }
-        for transfer, bare in ways.items():
-            options = {"antivirus_type": "clamd", "antivirus_path": str(clamd.socket)}
+        ways = (
+            partial(by_stream, str(clamd.socket), mail()),
+            partial(by_descriptor, str(clamd.socket), copy.fileno()),
+        )
+        for transfer, bare in zip(TRANSFERS, ways, strict=True):
+            load = workload(arena, transfer, count)
             found, cost = [], []
-            with arena.gateway({**options, "antivirus_transfer": transfer}) as gateway:
+            with arena.gateway(options(clamd, transfer)) as gateway:
                 for _ in range(effort.rounds):
                     before = scanner.cpu()
-                    sample = arena.run(workload, gateway)
+                    sample = arena.run(load, gateway)
                     between = scanner.cpu()
                     found.append((sample.rate, bare_rate(bare, count)))
                     cost.append((sample.cpu, between - before, scanner.cpu() - between))
@@ -62,10 +60,31 @@ def measure(arena: Arena, effort: Effort) -> list[Row]:
                 f"CPU {mine:,.0f} µs a mail, of clamd {1e6 * of_clamd / count:,.0f}, "
                 f"for the bare client {1e6 * for_bare / count:,.0f}"
             )
-            name = f"clamd by {transfer}, {PARALLEL} at once"
-            rows.append(Row(name, "scans/s", "bare client", tuple(found), BAR, note=note))
+            rows.append(Row(load.name, "scans/s", "bare client", tuple(found), BAR, note=note))
     clamd.stop()
     return rows
+
+
+def start_clamd(arena: Arena) -> Clamd:
+    """Start a clamd that remembers no message."""
+    return Clamd(arena.host, options={"DisableCache": "yes"}).start()
+
+
+def options(clamd: Clamd, transfer: str) -> Options:
+    """Give the gateway's options for it."""
+    return {
+        "antivirus_type": "clamd",
+        "antivirus_path": str(clamd.socket),
+        "antivirus_transfer": transfer,
+    }
+
+
+def workload(arena: Arena, transfer: str, count: int) -> Workload:
+    """Give a workload of so many messages to scan."""
+    file = arena.host.run_directory / "message"
+    file.write_bytes(mail().replace(b"\r\n", b"\n"))  # smtp-source ends its lines, and adds dots
+    name = f"clamd by {transfer}, {PARALLEL} at once"
+    return Workload(name, count, 0, PARALLEL, kept=True, options=("-F", str(file)))
 
 
 def mail() -> bytes:
