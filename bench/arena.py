@@ -12,19 +12,14 @@ the same processes, addresses and sessions; HAProxy spreads connections over its
 """
 
 import os
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from ipaddress import IPv4Address
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from appliance.bpf.steering import worker_of
+from bench.load import Contender, Sample, Workload, balanced, contender, send
 from lab import image
-from lab.clients import smtp_source
 from lab.gateway import Gateway, Options
 from lab.host import Host
 from lab.process import LabError
@@ -36,10 +31,10 @@ CLIENTS_PER_WORKER = 2
 FIRST_CLIENT = IPv4Address("10.77.1.10")
 SESSIONS = 12_000  # at once, that a contender or the sink has to bear
 SINK_PORT, HAPROXY_PORT, GATEWAY_PORT = 25, 9198, 9199
-TICKS = os.sysconf("SC_CLK_TCK")
 
-# Everything that a session meets without a scanner or a resolver is on: early talk, locks, the header.
+# Every check is on that asks nobody else: early talk, locks, patterns, sizes, and quotas that nobody reaches.
 # connect_queue is as long as HAProxy's: from a short one the kernel drops clients that come all at once.
+PLENTY = 1_000_000_000
 OPTIONS: Options = {
     "mode": "fixed",
     "fixed_server_port": SINK_PORT,
@@ -54,48 +49,16 @@ OPTIONS: Options = {
     "max_per_host": 0,
     "max_connections": SESSIONS,
     "connect_queue": 4096,
+    "auth_require": "ifsupported",
+    "size_limit": PLENTY,
+    "regex_enforce_helo": "^[][A-Za-z0-9.:-]+$",
+    "regex_reject_mail_from": "@spam\\.test$",
+    "regex_reject_rcpt_to": "[|!]",
+    "ratelimit_period": 3600,
+    **{f"ratelimit_{what}": PLENTY for what in ("connections", "sessions", "recipients", "bytes")},
+    **{f"ratelimit_{what}_rejects": PLENTY for what in ("mailfrom", "rcptto", "auth")},
+    **{f"ratelimit_{what}": 1000 for what in ("helos", "mailfroms", "destinations")},
 }
-
-
-@dataclass(frozen=True)
-class Workload:
-    """`messages` of `length` bytes over `sessions` parallel sessions, `kept` for the next message or not.
-
-    Length 0 is for options of smtp-source that say what is sent.
-    """
-
-    name: str
-    messages: int
-    length: int
-    sessions: int
-    kept: bool
-    options: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One run of one workload: messages per second; the contender's CPU time per message, in microseconds."""
-
-    rate: float
-    cpu: float
-
-
-@dataclass(frozen=True)
-class Contender:
-    """Something mail can go through: the port where it listens, and its processes."""
-
-    name: str
-    port: int
-    processes: tuple[int, ...]
-
-    def cpu(self) -> float:
-        """CPU time, user and system, that its processes with all their threads have spent so far."""
-        return sum(map(cpu_seconds, self.processes))
-
-    def memory(self) -> int:
-        """Bytes of memory that its processes occupy; what several share counts once."""
-        rollups = (Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self.processes)
-        return 1024 * sum(int(text.partition("\nPss:")[2].split()[0]) for text in rollups)
 
 
 class Arena:
@@ -154,7 +117,9 @@ class Arena:
 
     def unstarted_gateway(self, options: Options | None = None) -> Gateway:
         """Give a gateway that has yet to be started, and closed in the end."""
-        return Gateway(self.host, OPTIONS | {"fixed_server": self.server} | (options or {}))
+        gateway = Gateway(self.host, OPTIONS | {"fixed_server": self.server} | (options or {}))
+        gateway.options["ratelimit_path"] = str(gateway.directory / "ratelimit")
+        return gateway
 
     def run(self, workload: Workload, through: Contender) -> Sample:
         """Send a workload through a contender; LabError if a single message was not accepted."""
@@ -176,55 +141,3 @@ class Arena:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def contender(gateway: Gateway) -> Contender:
-    """Give a running gateway as something mail can go through."""
-    assert gateway.process
-    port = int(gateway.options["port"] or 0)
-    return Contender("gateway", port, (gateway.process.pid, *gateway.workers()))
-
-
-def send(host: Host, servers: Sequence[str], port: int, workload: Workload) -> float:
-    """Send a workload, an equal part to each address; give the seconds it took.
-
-    LabError if a single message was not accepted.
-    """
-    parts = len(servers)
-    begin = time.monotonic()
-    with ThreadPoolExecutor(parts) as pool:
-        loads = [
-            pool.submit(
-                smtp_source,
-                host,
-                server,
-                port=port,
-                messages=workload.messages // parts,
-                sessions=max(min(workload.sessions, workload.messages) // parts, 1),
-                length=workload.length,
-                options=(("-d",) if workload.kept else ()) + workload.options,
-            )
-            for server in servers
-        ]
-    for load in loads:
-        load.result()
-    return time.monotonic() - begin
-
-
-def balanced(first: IPv4Address, workers: int, each: int) -> list[IPv4Address]:
-    """Give the lowest addresses from `first` on of which every worker owns `each`."""
-    chosen: list[IPv4Address] = []
-    owned = [0] * workers
-    while len(chosen) < workers * each:
-        worker = worker_of(first, workers)
-        if owned[worker] < each:
-            owned[worker] += 1
-            chosen.append(first)
-        first += 1
-    return chosen
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time, user and system, that a process with all its threads has spent so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS

@@ -7,7 +7,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from bench import opaque
-from bench.arena import Arena, Contender
+from bench.arena import Arena
+from bench.load import Contender
 from bench.row import Effort, Row
 from lab.process import LabError
 

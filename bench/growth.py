@@ -2,7 +2,7 @@
 
 Two labs with the kernel's rules, the gateway on the router between clients and sink: one as new, the other
 with all of that, in the gateway and, as far as it belongs there, in the kernel. They take turns, and who has
-no turn is stopped. Both have rate limits, which nobody reaches.
+no turn is stopped.
 """
 
 import os
@@ -20,7 +20,8 @@ from appliance.config import Config
 from appliance.proxy.quota import Limits, Record
 from appliance.proxy.records import FILE, Records, row_of
 from bench import arena
-from bench.arena import FIRST_CLIENT, SINK_PORT, WORKERS, Arena, Contender, Workload, balanced, send
+from bench.arena import FIRST_CLIENT, SINK_PORT, WORKERS, Arena
+from bench.load import Contender, Workload, balanced, send
 from bench.row import Effort, Row, there_and_back
 from lab import router
 from lab.gateway import USER, Gateway, Options
@@ -42,9 +43,6 @@ _CALM = 0.05  # seconds of processor time in a second: what a settled gateway ma
 OPTIONS: Options = {
     **{name: value for name, value in arena.OPTIONS.items() if name != "fixed_server_port"},
     "mode": "tproxy",
-    "ratelimit_period": 3600,
-    **{f"ratelimit_{use}": 1_000_000_000 for use in ("connections", "sessions", "recipients", "bytes")},
-    "ratelimit_destinations": 1000,
 }
 
 

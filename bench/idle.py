@@ -11,7 +11,8 @@ from functools import partial
 from itertools import islice
 from typing import cast
 
-from bench.arena import SINK_PORT, Arena, Contender, Workload, contender, send
+from bench.arena import SINK_PORT, Arena
+from bench.load import Contender, Workload, contender, send
 from bench.row import Effort, Row, there_and_back
 from lab.namespace import inside
 

@@ -4,7 +4,8 @@ import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from bench.arena import GATEWAY_PORT, Arena, Workload, send
+from bench.arena import GATEWAY_PORT, Arena
+from bench.load import Workload, send
 from bench.row import Effort, Row
 from lab.gateway import Gateway
 from lab.process import LabError

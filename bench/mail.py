@@ -3,7 +3,8 @@
 import dataclasses
 from statistics import median
 
-from bench.arena import Arena, Sample, Workload
+from bench.arena import Arena
+from bench.load import Sample, Workload
 from bench.row import Effort, Row
 
 WORKLOADS = (

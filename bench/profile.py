@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import scans
-from bench.arena import Arena, Contender, Workload
+from bench.arena import Arena
+from bench.load import Contender, Workload
 from bench.mail import WORKLOADS
 from lab.process import LabError
 

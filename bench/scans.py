@@ -18,7 +18,8 @@ from email.policy import SMTP
 from functools import partial
 from statistics import median
 
-from bench.arena import Arena, Contender, Workload
+from bench.arena import Arena
+from bench.load import Contender, Workload
 from bench.row import Effort, Row
 from lab.gateway import Options
 from lab.process import LabError

@@ -10,8 +10,8 @@ import pytest
 
 from appliance.bpf.steering import worker_of
 from bench import mail, plot, report
-from bench.arena import Sample, balanced
 from bench.latency import middle_and_last
+from bench.load import Sample, balanced
 from bench.row import Effort, Row, figure
 
 SLOW = Row("slow <mail>", "mails/s", "HAProxy", ((90.0, 100.0),), 1.0, note="a note")
