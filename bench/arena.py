@@ -49,7 +49,6 @@ OPTIONS: Options = {
     "max_per_host": 0,
     "max_connections": SESSIONS,
     "connect_queue": 4096,
-    "auth_require": "ifsupported",
     "size_limit": PLENTY,
     "regex_enforce_helo": "^[][A-Za-z0-9.:-]+$",
     "regex_reject_mail_from": "@spam\\.test$",
