@@ -8,7 +8,7 @@ from bench.arena import GATEWAY_PORT, Arena
 from bench.load import Workload, send
 from bench.row import Effort, Row
 from lab.gateway import Gateway
-from lab.process import LabError
+from lab.process import LabError, wait_until
 
 START, RELOAD = 1.0, 100.0  # seconds; milliseconds
 STARTS, RELOADS = 3, 10  # in a round, of which the slowest counts
@@ -51,6 +51,7 @@ def measure(arena: Arena, effort: Effort) -> list[Row]:
 def start(arena: Arena) -> float:
     """Give the seconds from the start of the program to the acceptance of a mail that waits for it."""
     gateway = arena.unstarted_gateway()
+    wait_until(lambda: not arena.host.listening(GATEWAY_PORT), 5, "the end of the gateway before")
     begin = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(gateway.start)
@@ -60,7 +61,7 @@ def start(arena: Arena) -> float:
                     raise LabError("the gateway does not listen")
                 time.sleep(_PAUSE)
         except OSError as error:
-            raise LabError(f"no mail was accepted: {error}\n{gateway.log}") from error
+            raise LabError(f"the gateway was there, but accepted no mail: {error}") from error
         seconds = time.monotonic() - begin
         starting.result()
     gateway.close()
