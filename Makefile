@@ -7,7 +7,7 @@ SOURCES := setup.py pyproject.toml $(shell find appliance -name '*.py' -o -name 
 install = missing=$$(for p in $(1); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
 	if [ -n "$$missing" ]; then apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing; fi
 
-.PHONY: setup compiled check test test-deploy test-deploy-vm demo bench docs dist deb clean
+.PHONY: setup compiled check test test-deploy test-deploy-trixie test-deploy-vm demo bench docs dist deb clean
 
 setup: .venv/.ready
 
@@ -40,11 +40,16 @@ test: check compiled
 
 test-deploy: setup
 	@$(call install,binutils debootstrap $(COMPILERS))
-	.venv/bin/pytest -q -m deploy tests/deploy
+	.venv/bin/pytest -q -m deploy -n 2 --dist loadfile tests/deploy
+
+# The same life on Debian 13, whose Python is another.
+test-deploy-trixie: setup
+	@$(call install,debootstrap $(COMPILERS))
+	APPLIANCE_SUITE=trixie .venv/bin/pytest -q -m deploy tests/deploy/test_life.py
 
 # On Debian's own kernel, with no help of the processor: slow, and not a part of test.
 test-deploy-vm: setup
-	@$(call install,debootstrap)
+	@$(call install,debootstrap $(COMPILERS))
 	.venv/bin/pytest -q -m virtual tests/deploy
 
 docs: setup

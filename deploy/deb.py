@@ -41,14 +41,16 @@ def build(into: Path, wheelhouse: Path) -> Path:
 
 
 def _virtual_environment(root: Path, release: str, wheels: Path, wheelhouse: Path) -> None:
-    pip = f"/{release}/bin/python -m pip install --quiet --disable-pip-version-check --no-compile"
+    pip = f"/{release}/bin/python -m pip --isolated install --quiet --disable-pip-version-check --no-compile"
     sources = f"--no-index --find-links {wheels} --find-links {wheelhouse}"
     steps = [
         f"mount --bind {root}/opt /opt",
         f"/usr/bin/python3 -m venv --system-site-packages /{release}",
         f"{pip} --ignore-installed {sources} smtp-gateway-appliance",
     ]
-    subprocess.run(["unshare", "--mount", "sh", "-ec", "\n".join(steps)], check=True, timeout=300)
+    command = ["unshare", "--mount", "sh", "-ec", "\n".join(steps)]
+    # pip's own settings may name places below /opt, which are not there now.
+    subprocess.run(command, env=os.environ | {"PIP_CONFIG_FILE": os.devnull}, check=True, timeout=300)
     home = root / release
     for cache in home.rglob("__pycache__"):
         shutil.rmtree(cache)

@@ -7,6 +7,7 @@ build other versions.
 """
 
 import argparse
+import fcntl
 import hashlib
 import os
 import platform
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -29,22 +31,31 @@ def release(into: Path) -> Path:
     """Build the two wheels unless they are there; give their directory. Exits if it fails."""
     recipe = _recipe()
     made_of = into / ".release"
-    if made_of.exists() and made_of.read_text() == recipe and len(list(into.glob(WHEELS))) == 2:
-        return into
-    into.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=into) as name:
-        made = wheel(Path(name))
-        with tempfile.TemporaryDirectory() as copy:
-            _build(made, Path(copy), compiled=True)
-        # Whoever looks at the directory meanwhile finds a release, the old one or this.
-        fresh = list(made.glob(WHEELS))
-        for old in into.glob(WHEELS):
-            if old.name not in {path.name for path in fresh}:
-                old.unlink()
-        for path in fresh:
-            path.rename(into / path.name)
-    made_of.write_text(recipe)
+    with _alone(into):
+        if made_of.exists() and made_of.read_text() == recipe and len(list(into.glob(WHEELS))) == 2:
+            return into
+        with tempfile.TemporaryDirectory(prefix=".", dir=into) as name:
+            made = wheel(Path(name))
+            with tempfile.TemporaryDirectory() as copy:
+                _build(made, Path(copy), compiled=True)
+            # Whoever looks at the directory meanwhile finds a release, the old one or this.
+            fresh = {path.name: path for path in made.glob(WHEELS)}
+            for old in into.glob(WHEELS):
+                if old.name not in fresh:
+                    old.unlink()
+            for path_name, path in fresh.items():
+                path.rename(into / path_name)
+        made_of.write_text(recipe)
     return into
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keep others from building there meanwhile: they wait, and find it built."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def wheel(into: Path, version: str = "", source: Path = CHECKOUT) -> Path:
@@ -63,14 +74,15 @@ def wheelhouse(into: Path, python: str = "") -> Path:
     needed = re.findall(r'"([^"]+)"', project.partition("\ndependencies = [")[2].partition("\n]")[0])
     recipe = hashlib.sha256("\n".join([sys.version, python, *needed]).encode()).hexdigest()
     made_of = into / ".recipe"
-    if not made_of.exists() or made_of.read_text() != recipe:
-        shutil.rmtree(into, ignore_errors=True)
-        into.mkdir(parents=True)
-        if python:
-            _fetch(into, python, needed)
-        else:
-            _pip("wheel", "--use-pep517", f"--wheel-dir={into}", *needed)
-        made_of.write_text(recipe)
+    with _alone(into):
+        if not made_of.exists() or made_of.read_text() != recipe:
+            for old in into.glob("*.whl"):
+                old.unlink()
+            if python:
+                _fetch(into, python, needed)
+            else:
+                _pip("wheel", "--use-pep517", f"--wheel-dir={into}", *needed)
+            made_of.write_text(recipe)
     return into
 
 
