@@ -62,8 +62,6 @@ def main(
     except (LabError, ImageError) as error:
         progress.print(f"the lab failed: {error}", style="red", markup=False)
         sys.exit(2)
-    if store:
-        report.store(store, rows, rounds, machine)
     if as_json:
         print(json.dumps(report.as_json(rows, rounds, machine), indent=2))
     else:
@@ -75,6 +73,8 @@ def main(
             if row.note:
                 out.print(f"{row.name}: {row.note}", markup=False)
         out.print(f"{time.monotonic() - begin:.0f} s")
+    if store:
+        report.store(store, rows, rounds, machine)
     sys.exit(any(not row.passes for row in rows))
 
 
