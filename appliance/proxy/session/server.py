@@ -4,8 +4,16 @@ from collections.abc import Callable
 
 from appliance.proxy.session.client import ClientSide
 from appliance.proxy.session.reply import REPLY_LINE, REPLY_MAX, EhloReply
-from appliance.proxy.session.state import AUTH_ACCEPTED, AUTH_OFFERED, AUTH_REJECTED, Awaited, Chunks, Phase
-from appliance.proxy.session.verdict import Action, Gate
+from appliance.proxy.session.state import (
+    AUTH_ACCEPTED,
+    AUTH_OFFERED,
+    AUTH_REJECTED,
+    UNINSPECTABLE,
+    Awaited,
+    Chunks,
+    Phase,
+)
+from appliance.proxy.session.verdict import Action, Gate, Settings
 
 
 class Session(ClientSide):
@@ -38,7 +46,7 @@ class Session(ClientSide):
                     self._code = match[1]
                     continue
                 self._code = b""
-                self._awaited.popleft()
+                self._awaited.pop(0)
                 self.recipients += kind is Awaited.RCPT and match[1][0] == 0x32
                 if not self._awaited or self._awaited[0][0] < Awaited.OWN:
                     continue
@@ -103,7 +111,7 @@ class Session(ClientSide):
             self._fail()
             return
         if last:
-            self._awaited.popleft()
+            self._awaited.pop(0)
             if self.phase is Phase.WAIT and not self._awaited:
                 self.phase = Phase.COMMAND
         _REPLIES[kind](self, code, line, first, last, subject)
@@ -133,7 +141,7 @@ class Session(ClientSide):
             self._to_client(line)
             return
         if first or self._ehlo_under_way is None:
-            self._ehlo_under_way = EhloReply(self._masked)
+            self._ehlo_under_way = EhloReply(_masked(self._settings))
         self._to_client(self._ehlo_under_way.line(line, last))
         if last:
             self.offers, self._ehlo_under_way = self._ehlo_under_way.offers, None
@@ -156,7 +164,7 @@ class Session(ClientSide):
             return False
         if verdict and verdict.action is not Action.PASS:
             if self._code:
-                self._awaited.popleft()
+                self._awaited.pop(0)
             self._conclude(verdict)
             return False
         self._to_client(line)
@@ -228,7 +236,7 @@ class Session(ClientSide):
             self._xclient_failed()
             return
         if first or self._ehlo_under_way is None:
-            self._ehlo_under_way = EhloReply(frozenset())
+            self._ehlo_under_way = EhloReply(set())
         self._ehlo_under_way.line(line, last)
         if not last:
             return
@@ -256,6 +264,16 @@ class Session(ClientSide):
         self._effects.to_server(b"QUIT\r\n")
         self._effects.close_server()
         self.greet_and_take_over(self._settings.texts.fixed_xclient_fail)
+
+
+def _masked(settings: Settings) -> set[bytes]:
+    """The extensions that no client is told of."""
+    masked = set(UNINSPECTABLE)
+    if settings.forbid_starttls:
+        masked.add(b"STARTTLS")
+    if settings.mask_xclient:
+        masked.add(b"XCLIENT")
+    return masked
 
 
 _SERVER_GONE = frozenset((Phase.TAKEN, Phase.DIRECT, Phase.CLOSED))

@@ -4,7 +4,6 @@
 """
 
 import enum
-from collections import deque
 from collections.abc import Callable
 
 from appliance.proxy.session import command
@@ -89,11 +88,6 @@ class SessionState:
         self._gates = settings.gates
         self._may_be_early = bool(settings.gates & Gate.EARLY)
         self._origin = origin
-        masked = set(UNINSPECTABLE)
-        masked.update(
-            [b"STARTTLS"] if settings.forbid_starttls else [], [b"XCLIENT"] if settings.mask_xclient else []
-        )
-        self._masked = frozenset(masked)
         self.phase = Phase.WAIT if origin else Phase.COMMAND
         self.auth = 0
         self.recipients = 0
@@ -109,7 +103,7 @@ class SessionState:
         self._end = 0  # end of the command line being read
         self._client_done = False
         first = Awaited.XCLIENT_GREETING if origin else Awaited.GREETING
-        self._awaited: deque[tuple[Awaited, bytes]] = deque([(first, b"")])
+        self._awaited = [(first, b"")]  # a few, but for pipeline_size at most
         self._final = PASS  # the verdict that CONCLUDE will carry out
         self._then: Callable[[Verdict], None] | None = None
         self._unfinished = False  # the server holds part of a message
@@ -166,7 +160,7 @@ class SessionState:
     def _drain(self) -> None:
         """Speak the gateway's own replies whose turn has come."""
         while self._awaited and self._awaited[0][0] >= Awaited.OWN:
-            kind, data = self._awaited.popleft()
+            kind, data = self._awaited.pop(0)
             if kind is Awaited.OWN:
                 self._effects.to_client(data)
             elif kind is Awaited.CONCLUDE:
@@ -181,7 +175,7 @@ class SessionState:
         if verdict.action is Action.HANGUP:
             self.end()
             return
-        owed = list(self._awaited)
+        owed = self._awaited.copy()
         self._awaited.clear()
         if not self._unfinished and all(kind is not Awaited.DATA for kind, _ in owed):
             effects.to_server(b"QUIT\r\n")  # never where it might become part of a message
