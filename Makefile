@@ -38,19 +38,22 @@ test: check compiled
 	GATEWAY_PATH=$(CURDIR)/.compiled .venv/bin/pytest -q -m lab -n 3 --dist loadfile
 	$(PYTHON) -m tests.options
 
+# With STORE=docs/install.md the times go there.
+store = $(if $(STORE),--store-times=$(STORE))
+
 test-deploy: setup
 	@$(call install,binutils debootstrap $(COMPILERS))
-	.venv/bin/pytest -q -m deploy -n 2 --dist loadfile tests/deploy
+	.venv/bin/pytest -q -m deploy -n 2 --dist loadfile tests/deploy $(store)
 
 # The same life on Debian 13, whose Python is another.
 test-deploy-trixie: setup
 	@$(call install,debootstrap $(COMPILERS))
-	APPLIANCE_SUITE=trixie .venv/bin/pytest -q -m deploy tests/deploy/test_life.py
+	APPLIANCE_SUITE=trixie .venv/bin/pytest -q -m deploy tests/deploy/test_life.py $(store) --times-table trixie
 
 # On Debian's own kernel, with no help of the processor: slow, and not a part of test.
 test-deploy-vm: setup
 	@$(call install,debootstrap $(COMPILERS))
-	.venv/bin/pytest -q -m virtual tests/deploy
+	.venv/bin/pytest -q -m virtual tests/deploy $(store) --times-table virtual
 
 docs: setup
 	$(PYTHON) -m appliance.supervisor.manual

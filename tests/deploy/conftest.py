@@ -14,7 +14,7 @@ from lab.machine import Site
 from lab.process import LabError
 from lab.run_directory import RunDirectory
 from lab.servers import Postfix
-from tests.deploy import scanners
+from tests.deploy import scanners, times
 from tests.deploy.administrator import Administrator
 
 TIMES: list[tuple[str, float]] = []
@@ -23,15 +23,27 @@ SUITE = os.environ.get("APPLIANCE_SUITE", "")
 PYTHON = {"": "", "bookworm": "3.11", "trixie": "3.13"}[SUITE]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the times be written to a page."""
+    parser.addoption("--store-times", type=Path, metavar="PAGE", help="write the times of deployment to it")
+    parser.addoption("--times-table", default="deploy", help="the table of that page which they belong to")
+
+
 @pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the times of the steps, which docs/install.md quotes."""
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    """Print the times of the steps, and store them where the options say so, if nothing failed."""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
-    times = [value for report in reports for name, value in report.user_properties if name == "time"]
-    if times:
+    reports.sort(key=lambda report: report.nodeid.partition("::")[0])  # which ran side by side
+    found = [value for report in reports for name, value in report.user_properties if name == "time"]
+    if found:
         terminalreporter.section("times of deployment")
-        for what, seconds in times:
+        for what, seconds in found:
             terminalreporter.write_line(f"{seconds:6.1f} s  {what}")
+    page = config.getoption("store_times", None)
+    if page and not exitstatus:
+        times.store(page, config.getoption("times_table"), found)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -59,6 +59,10 @@ def main_process(machine: Machine) -> str:
     return machine.run(["systemctl", "show", "--property=MainPID", "--value", "smtp-gated"]).stdout
 
 
+def condition(machine: Machine) -> str:
+    return machine.run(["systemctl", "is-active", "smtp-gated"], check=False).stdout.strip()
+
+
 def is_green(machine: Machine) -> None:
     """Everything runs, and the kernel is as planned."""
     assert (
@@ -210,7 +214,7 @@ def test_a_reboot_brings_everything_back(site: Site, postfix: Postfix) -> None:
     begin = time.monotonic()
     site.machine.reboot()
     wait_until(
-        lambda: site.machine.run(["systemctl", "is-active", "smtp-gated"], check=False).returncode == 0,
+        lambda: condition(site.machine) == "active",
         60,
         "the gateway",
     )
@@ -259,8 +263,10 @@ def held(site: Site) -> Iterator[str]:
 def test_clients_wait_while_a_crashed_gateway_starts_again(site: Site, postfix: Postfix, held: str) -> None:
     site.machine.run(["touch", held])
     site.machine.run(["systemctl", "kill", "--signal=KILL", "--kill-who=main", "smtp-gated"])
+    # A worker lives as long as its killed parent, and takes clients with it that come in this moment.
+    wait_until(lambda: condition(site.machine) == "activating", 10, "the end of all its processes")
     waiting = [site.client.connect((postfix.ipv4, 25), timeout=30) for _ in range(8)]
-    assert site.machine.run(["systemctl", "is-active", "smtp-gated"], check=False).stdout == "activating\n"
+    assert condition(site.machine) == "activating"
     site.machine.run(["rm", held])
     for client in waiting:
         assert client.recv(512).startswith(b"220")
@@ -312,6 +318,7 @@ def test_removal_leaves_nothing(
     differences = {what: sorted(set(now[what].splitlines()) ^ set(bare[what].splitlines())) for what in bare}
     assert not any(differences.values()), differences
     assert "gw.example.test" not in delivered(site, postfix, CLIENT4)
+    assert "smtp-gated" not in site.machine.run(["ls", "/var/log"]).stdout
     assert administrator.succeed("remove it again").changed == 0
     assert site.machine.run(["systemctl", "is-system-running"]).stdout == "running\n"
     with site.mail.listen((MAIL4, 2525)) as listener, site.client.connect((MAIL4, 2525)):

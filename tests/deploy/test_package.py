@@ -77,9 +77,10 @@ def bare(site: Site) -> dict[str, str]:
     return state(site.machine)
 
 
-def is_bare(machine: Machine, bare: dict[str, str]) -> None:
+def is_bare(machine: Machine, bare: dict[str, str], but_for: str = "") -> None:
     now = state(machine)
-    differences = {what: sorted(set(now[what].splitlines()) ^ set(bare[what].splitlines())) for what in bare}
+    differences = {what: set(now[what].splitlines()) ^ set(bare[what].splitlines()) for what in bare}
+    differences["files"] -= {but_for}
     assert not any(differences.values()), differences
 
 
@@ -136,7 +137,7 @@ def test_purging_it_leaves_nothing(site: Site, postfix: Postfix, bare: dict[str,
     site.machine.run(
         ["apt-get", "purge", "--yes", "--quiet", "--autoremove", "smtp-gateway-appliance"], timeout=100
     )
-    is_bare(site.machine, bare)
+    is_bare(site.machine, bare, "/opt 755 root ")  # dpkg takes an empty directory along that nobody else has
     assert "gw.example.test" not in delivered(site, postfix, CLIENT4)
 
 

@@ -20,7 +20,7 @@ from lab.virtual_machine import VirtualMachine
 from tests.deploy import scanners
 from tests.deploy.administrator import Administrator
 from tests.deploy.conftest import TIMES
-from tests.deploy.test_life import INFECTED, delivered, is_dropped
+from tests.deploy.test_life import INFECTED, condition, delivered, is_dropped
 
 pytestmark = [pytest.mark.virtual, pytest.mark.timeout(1800)]
 
@@ -54,7 +54,7 @@ def test_the_gate_drops_locked_clients_on_debians_own_kernel(virtual: Site) -> N
     begin = time.monotonic()
     machine.change_over().boot()
     wait_until(
-        lambda: machine.run(["systemctl", "is-active", "smtp-gated"], check=False).returncode == 0,
+        lambda: condition(machine) == "active",
         300,
         "the gateway",
         1,
