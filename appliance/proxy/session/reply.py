@@ -9,7 +9,7 @@ REPLY_MAX = 4096
 """Longest reply line, CRLF included, that is accepted from a server."""
 
 _TEXT_MAX = 480
-_LOOKED_AT = frozenset((b"AUTH", b"CHUNKING", b"ENHANCEDSTATUSCODES", b"XCLIENT"))
+_OFFERS_MAX = 64
 
 REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])[^\r\n]*)?\r\n")
 """One whole line of a reply: its code, and `-` when more lines follow. A bare code is a reply too."""
@@ -40,8 +40,7 @@ def _clean(line: str) -> bytes:
 class EhloReply:
     """The reply to EHLO on its way to the client, without the extensions that must not be offered.
 
-    `offers` has those that the session asks for, and their arguments. One line is held back, because the last
-    line that stays must carry the blank that ends the reply.
+    One line is held back, because the last line that stays must carry the blank that ends the reply.
     """
 
     def __init__(self, masked: set[bytes]) -> None:
@@ -57,7 +56,7 @@ class EhloReply:
         if not first and keyword in self._masked:
             ready, self._held = (b"", self._held) if not last else (self._ended(self._held), b"")
             return ready
-        if not first and keyword in _LOOKED_AT:
+        if not first and len(self.offers) < _OFFERS_MAX:
             self.offers[keyword] = arguments or equals
         ready, self._held = (self._held, line) if not last else (self._held + line, b"")
         return ready
