@@ -57,7 +57,7 @@ def main(
     begin = time.monotonic()
     try:
         with Arena() as arena:
-            machine = report.describe(arena.host)
+            machine = report.describe(arena.host) | {"rounds": f"{rounds}, each with {share:.0%} of the work"}
             rows = [row for name in only or PARTS for row in PARTS[name](arena, effort)]
     except (LabError, ImageError) as error:
         progress.print(f"the lab failed: {error}", style="red", markup=False)

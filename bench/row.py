@@ -85,7 +85,8 @@ class Row:
         compared = f"{self.against} {figure(self.other)}" if self.against else ""
         ratio = "" if not self.against else f"{self.ratio:.2f}" if self.ratio < _MOST else f"> {_MOST}"
         bar = f"{'<=' if self.at_most else '>='} {self.bar:g}{'' if self.by_ratio else f' {self.unit}'}"
-        return (self.name, f"{figure(self.gateway)} {self.unit}", compared, ratio, bar, self.verdict)
+        mine = f"{figure(self.gateway)} {self.unit}".rstrip()
+        return (self.name, mine, compared, ratio, bar.rstrip(), self.verdict)
 
 
 def there_and_back(*measures: Callable[[], float]) -> list[float]:
