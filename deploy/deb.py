@@ -78,7 +78,13 @@ def _virtual_environment(root: Path, release: str, wheels: Path, wheelhouse: Pat
 
 def _links(root: Path, release: str) -> None:
     share = root / release / "share"
-    for directory in ("usr/bin", "usr/lib/systemd/system", "usr/lib/sysusers.d", "usr/lib/tmpfiles.d"):
+    for directory in (
+        "usr/bin",
+        "usr/lib/systemd/system",
+        "usr/lib/systemd/networkd.conf.d",
+        "usr/lib/sysusers.d",
+        "usr/lib/tmpfiles.d",
+    ):
         (root / directory).mkdir(parents=True)
     for program in PROGRAMS:
         (root / "usr/bin" / program).symlink_to(f"/{ROOT}/current/bin/{program}")
@@ -86,8 +92,12 @@ def _links(root: Path, release: str) -> None:
     for unit in units.glob("*.service"):
         text = unit.read_text().replace("/usr/local/bin/", "/usr/bin/")
         (root / "usr/lib/systemd/system" / unit.name).write_text(text)
-    for kind in ("sysusers", "tmpfiles"):
-        shutil.copy(units / f"smtp-gated.{kind}", root / f"usr/lib/{kind}.d/smtp-gated.conf")
+    for kind, place in (
+        ("networkd", "systemd/networkd.conf.d"),
+        ("sysusers", "sysusers.d"),
+        ("tmpfiles", "tmpfiles.d"),
+    ):
+        shutil.copy(units / f"smtp-gated.{kind}", root / "usr/lib" / place / "smtp-gated.conf")
     for page in share.glob("man/man?/*"):
         place = root / "usr/share/man" / page.parent.name / f"{page.name}.gz"
         place.parent.mkdir(parents=True, exist_ok=True)
