@@ -99,9 +99,9 @@ def _links(root: Path, release: str) -> None:
     ):
         shutil.copy(units / f"smtp-gated.{kind}", root / "usr/lib" / place / "smtp-gated.conf")
     for page in share.glob("man/man?/*"):
-        place = root / "usr/share/man" / page.parent.name / f"{page.name}.gz"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(gzip.compress(page.read_bytes(), 9, mtime=0))
+        manual = root / "usr/share/man" / page.parent.name / f"{page.name}.gz"
+        manual.parent.mkdir(parents=True, exist_ok=True)
+        manual.write_bytes(gzip.compress(page.read_bytes(), 9, mtime=0))
 
 
 def _papers(root: Path, version: str) -> None:
