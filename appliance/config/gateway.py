@@ -67,13 +67,13 @@ class KernelOptions:
     )
     intercept_ports = Option(List(Port(), 64), (25,), "The ports whose connections are taken.")
     trusted_clients = Option(
-        Nets(1024),
+        Nets(16384),
         (),
         "The clients whose connections are never taken, and who are never locked.",
         example="10.0.0.7,10.0.0.20-10.0.0.29,2001:db8::/48",
     )
     trusted_servers = Option(
-        Nets(1024),
+        Nets(16384),
         (),
         "The servers to which connections are never taken.",
         example="192.0.2.25",

@@ -15,9 +15,7 @@ from appliance.config.config import NAMES, OPTIONS, Config
 from appliance.config.option import shown
 
 MAX_FILE = 1 << 20  # bytes
-MAX_LINE = (
-    1 << 16
-)  # characters; beyond any list an administrator would write, and short enough to compile as a pattern
+MAX_LINE = 1 << 18  # characters: ten thousand networks fit, and a pattern of that length can be compiled
 MAX_PROBLEMS = 100
 
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")

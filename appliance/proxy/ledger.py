@@ -40,7 +40,7 @@ class Ledger:
         self._alive: WeakValueDictionary[str, Record] = WeakValueDictionary()
         self._recent: OrderedDict[str, Record] = OrderedDict()
         self._dirty: dict[str, Record] = {}
-        self._thread = ThreadPoolExecutor(1, "ratelimit")
+        self._disk = ThreadPoolExecutor(1, "ratelimit")
         self._writer: asyncio.Task[None] | None = None
         self._purged = 0.0
         self._broken: set[str] = set()
@@ -57,8 +57,8 @@ class Ledger:
             return
         if before:
             rows = [row_of(record) for record in self._dirty.values()]
-            self._thread.submit(before.save, rows)
-            self._thread.submit(before.close)
+            self._disk.submit(before.save, rows)
+            self._disk.submit(before.close)
             for forgotten in (self._alive, self._recent, self._dirty):
                 forgotten.clear()
         self._records = records
@@ -113,7 +113,7 @@ class Ledger:
                     await self._in_thread(self._records.close)
             except (RecordsError, TimeoutError) as error:
                 self._failed("writing", error)
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._disk.shutdown(wait=False, cancel_futures=True)
 
     async def _read(self, client: str) -> Record | None:
         try:
@@ -123,7 +123,7 @@ class Ledger:
             raise RecordsError(f"no answer within {_READ_WITHIN:g} seconds; look after the disk") from None
 
     def _in_thread(self, call: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+        return asyncio.get_running_loop().run_in_executor(self._disk, call, *arguments)
 
     def _keep(self, record: Record) -> None:
         """Keep a record as the latest one, at the cost of the one seen the longest time ago."""

@@ -35,8 +35,8 @@ from appliance.proxy.spool import sweep
 _ORDER_MAX = 8 << 20  # bytes; a configuration file has 1 MiB at most, JSON makes it longer
 _SCRIPTS_WITHIN = 3.0  # seconds for action scripts to end when the worker does; it is killed after five
 _SWEEP_PAUSE = 5.0  # seconds from one look through the lock directory to the next
-_SWEEP_RATE = 2000  # files a second at most, a few hundredths of the processor
-_SWEEP_STEP = 200  # files that are looked at without letting sessions go on
+_SWEEP_RATE = 1000  # files a second at most, a fiftieth of the processor
+_SWEEP_STEP = 50  # files that are looked at in one go, for a millisecond
 
 
 class Worker:
@@ -150,11 +150,10 @@ class Worker:
     async def _sweep_locks(self) -> None:
         """Remove locks whose time is over although their clients do not come back, a few files at a time."""
         while True:
-            number = 0
             for number, _ in enumerate(self._checks.service.locks.sweep(), 1):
                 if number % _SWEEP_STEP == 0:
-                    await asyncio.sleep(0)
-            await asyncio.sleep(max(_SWEEP_PAUSE, number / _SWEEP_RATE))
+                    await asyncio.sleep(_SWEEP_STEP / _SWEEP_RATE)
+            await asyncio.sleep(_SWEEP_PAUSE)
 
     def _end_if_drained(self) -> None:
         """The last connection of a draining worker takes it along."""

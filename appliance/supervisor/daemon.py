@@ -115,6 +115,7 @@ class Supervisor:
         self.path = path
         self.config = config
         self._log = log
+        self._modes = modes()  # to look through all packages takes longer than all else in a reload
         count = config.workers or (len(os.sched_getaffinity(0)) if steering.AVAILABLE else 1)
         self._listeners = open_listeners(config, count)
         self.board = Scoreboard.create(count)
@@ -178,7 +179,7 @@ class Supervisor:
             return ["the gateway is ending"], []
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            problems, warnings = self._take_over(load(self.path, modes=modes()))
+            problems, warnings = self._take_over(load(self.path, modes=self._modes))
         except ConfigError as error:
             problems, warnings = [str(problem) for problem in error.problems], []
         for line in problems:

@@ -119,7 +119,7 @@ ERRORS = [
     ),
     ("port 1\nabuse a\x00b", "<text>:2: a control character, which no option may contain"),
     ("abuse a\rb", "<text>:1: a control character"),
-    ("abuse " + "a" * 70000, "<text>:1: longer than 65536 characters"),
+    ("abuse " + "a" * 270_000, "<text>:1: longer than 262144 characters"),
     ("mode fixed", "<text>: option fixed_server: not set; mode fixed needs the address of the mail server"),
     ("mode fixed+xclient", "<text>: option fixed_server: not set; mode fixed+xclient needs the address"),
     (

@@ -57,7 +57,9 @@ lists = st.builds(
 plain: dict[type[Kind[Any]], st.SearchStrategy[Any]] = {
     Float: st.floats(allow_nan=False, allow_infinity=False),
     Bool: st.booleans(),
-    Message: st.lists(words, min_size=1, max_size=3).map("\n".join),
+    Message: st.lists(words, min_size=1, max_size=3)
+    .map("\n".join)
+    .filter(lambda text: "\\n" not in text),  # in a file that is a new line, so no text has it
     Regex: st.sampled_from(["", "^a b$", "[a-z]+\\.", "(?i)x|y"]),
     IP: st.ip_addresses(),
     Net: networks,
