@@ -99,12 +99,13 @@ def administrator(site: Site) -> Administrator:
 
 
 class Load(threading.Thread):
-    """Mails that the client sends without a pause, each over a connection of its own, until `end`."""
+    """Mails that the client sends, ten at a time, each over a connection of its own, until `end`."""
 
     def __init__(self, site: Site, server: str):
         super().__init__()
         self._site, self._server = site, server
         self._ended = threading.Event()
+        self.pause = 0.5  # seconds; the two processors are for the upgrade, too
         self.sent = 0
         self.failed: LabError | None = None
 
@@ -113,7 +114,7 @@ class Load(threading.Thread):
         while not self._ended.is_set():
             try:
                 self.sent += smtp_source(self._site.client, self._server, messages=10, sessions=2).messages
-                self._ended.wait(0.1)  # the two processors are for the upgrade, too
+                self._ended.wait(self.pause)
             except LabError as error:
                 self.failed = error
                 return
