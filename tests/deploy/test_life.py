@@ -317,7 +317,7 @@ def test_removal_leaves_nothing(
     administrator.succeed("remove the appliance", state="absent")
     now = state(site.machine)
     differences = {what: sorted(set(now[what].splitlines()) ^ set(bare[what].splitlines())) for what in bare}
-    assert not any(differences.values()), differences
+    assert not any(differences.values()), str(differences)
     assert "gw.example.test" not in delivered(site, postfix, CLIENT4)
     assert "smtp-gated" not in site.machine.run(["ls", "/var/log"]).stdout
     assert administrator.succeed("remove it again").changed == 0

@@ -81,7 +81,7 @@ def is_bare(machine: Machine, bare: dict[str, str], but_for: str = "") -> None:
     now = state(machine)
     differences = {what: set(now[what].splitlines()) ^ set(bare[what].splitlines()) for what in bare}
     differences["files"] -= {but_for}
-    assert not any(differences.values()), differences
+    assert not any(differences.values()), str(differences)
 
 
 def release(machine: Machine) -> str:

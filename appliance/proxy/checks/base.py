@@ -4,12 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable
 from typing import ClassVar
 
+from mypy_extensions import mypyc_attr
+
 from appliance.config import Config
 from appliance.proxy.service import Service
 from appliance.proxy.session import Gate, Verdict
 from appliance.proxy.visit import Visit
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)  # where it is machine code: those that ask the network are not
 class Check(ABC):
     """One thing that is looked at, at one gate. Made once for each configuration."""
 
