@@ -1,4 +1,4 @@
-"""Every module can be imported: in a build, those that are machine code too, and those that inherit from them."""
+"""Every module can be imported: of a build, what is machine code too, and what inherits from that."""
 
 import importlib
 import pkgutil
