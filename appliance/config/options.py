@@ -77,7 +77,9 @@ class MainOptions:
         restart=True,
     )
     connect_queue = Option(
-        Int(0), 16, "How many connections the kernel keeps waiting until they are accepted."
+        Int(0),
+        16,
+        "How many connections the kernel keeps waiting until they are accepted; never fewer than 1024.",
     )
     enfile_sleep = Option(
         UInt(), 5, "Seconds in which no client is accepted once the files a worker may open run out."

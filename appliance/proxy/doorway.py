@@ -10,7 +10,20 @@ import resource
 import socket
 from collections.abc import Callable
 
+from appliance.config import Config
+
+LEAST_QUEUE = 1024  # clients in the kernel's queue, however short connect_queue is
 _SPARE = 16  # files kept for the sessions that are there, or an eighth of all if that is more
+
+
+def queue_length(config: Config) -> int:
+    """Give how many clients the kernel keeps waiting for a worker: connect_queue, or more.
+
+    Once as many clients as a queue is long come at the same time, the kernel remembers none of them (SYN
+    cookies, tcp(7)). Whoever sends the last ACK of its handshake while there is no room is then connected
+    for itself, but not for us, and in SMTP waits for the greeting in vain.
+    """
+    return max(config.connect_queue, LEAST_QUEUE)
 
 
 class Doorway:

@@ -27,7 +27,7 @@ from appliance.proxy.action import ActionScripts
 from appliance.proxy.checks import Checks
 from appliance.proxy.clients import Clients
 from appliance.proxy.connection import Connection, Connections
-from appliance.proxy.doorway import Doorway
+from appliance.proxy.doorway import Doorway, queue_length
 from appliance.proxy.scoreboard import Scoreboard
 from appliance.proxy.service import Service
 from appliance.proxy.spool import sweep
@@ -138,7 +138,7 @@ class Worker:
         if self._index == 0:  # one of us is enough
             self._sweeper = self._loop.create_task(self._sweep_locks())
         self._doorway = Doorway(self._listener, self._welcome)
-        await self._doorway.open(config.connect_queue)
+        await self._doorway.open(queue_length(config))
         self._say({"is": "ready"})
 
     def _welcome(self) -> asyncio.Protocol:
@@ -171,7 +171,7 @@ class Worker:
         if (
             self._doorway
             and self._doorway.is_narrow(descriptor)
-            and self._doorway.pause(config.enfile_sleep, config.connect_queue)
+            and self._doorway.pause(config.enfile_sleep, queue_length(config))
         ):
             self._log.err("ACCEPT:PAUSED", why="too many open files", time=config.enfile_sleep)
 

@@ -18,6 +18,7 @@ from appliance.bpf import steering
 from appliance.config import OPTIONS, Config, ConfigError, load
 from appliance.log import Log
 from appliance.notify import notify, watchdog_interval
+from appliance.proxy.doorway import queue_length
 from appliance.proxy.scoreboard import Scoreboard
 from appliance.supervisor import checks, status
 from appliance.supervisor.background import run_in_background
@@ -200,7 +201,7 @@ class Supervisor:
             return obstacles, []
         self.config = effective
         for listener in self._listeners:
-            listener.listen(effective.connect_queue)
+            listener.listen(queue_length(effective))
         self.workers.reload(effective)
         self._mirroring.reload(effective)
         self._fanout.reload(effective)

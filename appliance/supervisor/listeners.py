@@ -14,6 +14,7 @@ import sys
 from appliance.bpf import steering
 from appliance.config import Config
 from appliance.notify import forget, keep, kept
+from appliance.proxy.doorway import queue_length
 from appliance.supervisor.errors import StartError
 
 _IP_TRANSPARENT = 19
@@ -47,7 +48,7 @@ def open_listeners(config: Config, count: int) -> list[socket.socket]:
                 listeners.append(_bound(config, grouped=True))
                 keep(_name(config, index, count), listeners[-1].fileno())
         for listener in listeners:
-            listener.listen(config.connect_queue)
+            listener.listen(queue_length(config))
         if count > 1:
             steering.attach(listeners[0], count)
     except OSError as error:

@@ -1,8 +1,10 @@
 """What the processes are and may do: priority, user, limits of scripts, root directory, files, queue."""
 
+import os
 import re
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -219,11 +221,23 @@ def test_the_queue_is_as_long_as_wanted_also_after_a_reload() -> None:
         found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return {line.split()[2] for line in found.splitlines()}
 
-    with scene(connect_queue=77) as gate:
-        assert queues(gate) == {"77"}
+    with scene(connect_queue=2077) as gate:
+        assert queues(gate) == {"2077"}
         gate.gateway.write(connect_queue="33")
         assert gate.gateway.run("-r").returncode == 0
-        wait_until(lambda: queues(gate) == {"33"})
+        wait_until(lambda: queues(gate) == {"1024"})
+
+
+@pytest.mark.option("connect_queue")
+def test_a_crowd_that_comes_while_nobody_accepts_is_served() -> None:
+    with scene(workers=1, lock_on="never", max_connections=0, max_per_host=0) as gate:
+        (worker,) = gate.gateway.workers()
+        os.kill(worker, signal.SIGSTOP)
+        crowd = [gate.client() for _ in range(300)]
+        os.kill(worker, signal.SIGCONT)
+        assert {client.reply() for client in crowd} == {"220 mail.example.test ESMTP"}
+        for client in crowd:
+            client.close()
 
 
 @pytest.mark.option("buffer_size")
