@@ -108,7 +108,8 @@ class Scanner(ABC):
 
 
 def _told(error: Exception) -> str:
-    return printable(str(error) or type(error).__name__, 256)
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return printable(reason or str(error) or type(error).__name__, 256)
 
 
 @asynccontextmanager

@@ -2,33 +2,28 @@
 
 Selected by `antivirus_type clamd`; used through `appliance.proxy.scanners` alone.
 
-pyclamd knows clamd's commands and blocks, so each scan has a thread of a small pool, and a deadline. Its
-handling of the connection is replaced: left alone it takes a connection closed without an answer for a
-clean message, believes each recv to be one whole answer, tries five times after a timeout, ignores short
-sends, cannot reach IPv6, and leaves sockets open.
+pyclamd is trusted with the commands: it writes them. The connection is ours, because the library blocks, and
+left alone it takes a connection closed without an answer for a clean message, believes each recv to be one
+whole answer, tries five times after a timeout, ignores short sends, cannot reach IPv6, and leaves sockets
+open. What it makes of an answer is stricter here, too.
 """
 
 import asyncio
 import os
 import re
 import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Callable
+from contextlib import suppress
 
 import pyclamd
 
 from appliance.config.network import SocketAddress
 from appliance.proxy import scanners
-from appliance.proxy.scanners import CONCURRENT, RETRY, Finding, ScanError, State, printable
+from appliance.proxy.scanners import RETRY, Finding, ScanError, State, printable
 from appliance.proxy.spool import Spool
 
 _ANSWER = 4096
 _PIECE = 131072
-_NO_LIMIT = 86400.0
 _CLEAN = re.compile(r".+: OK")
 _FOUND = re.compile(r".+: (.+) FOUND")
 _HINTS = (
@@ -39,170 +34,48 @@ _HINTS = (
     ),
 )
 
-
-_Found = dict[str, tuple[str, str]] | None  # pyclamd's result: nothing, or what was found where
-
-
-class _OverdueError(Exception):
-    """The deadline is over. Not a TimeoutError, which pyclamd would take for a lost connection."""
+_Piece = bytes | range  # what to send, or where it is in the message's copy
 
 
-class _LostError(ScanError):
-    """The connection failed."""
+class _Spoken(Exception):
+    """pyclamd has said what it has to say, and would listen now."""
 
 
-class _Socket(socket.socket):
-    """A socket whose every operation ends by `deadline` (time.monotonic), and whose send sends everything."""
+class _Command(pyclamd.ClamdUnixSocket):  # type: ignore[misc]
+    """pyclamd with nobody at the other end: what it says is kept in `pieces`."""
 
-    deadline = 0.0
-
-    @contextmanager
-    def _in_time(self) -> Iterator[None]:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise _OverdueError
-        try:
-            self.settimeout(left)
-            yield
-        except TimeoutError:
-            raise _OverdueError from None
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            raise _LostError(error.strerror or str(error)) from error
-
-    def connect(self, address: str | tuple[str, int]) -> None:  # type: ignore[override]
-        """Connect, however long clamd's queue of connections is full."""
-        while True:
-            try:
-                with self._in_time():
-                    return super().connect(address)
-            except BlockingIOError:
-                time.sleep(RETRY)
-
-    def send(self, data: bytes) -> int:  # type: ignore[override]
-        """Send all of the data."""
-        with self._in_time():
-            self.sendall(data)
-        return len(data)
-
-    def send_descriptor(self, fd: int) -> None:
-        """Hand over an open file."""
-        with self._in_time():
-            socket.send_fds(self, [b"\0"], [fd])
-
-    def recv(self, size: int) -> bytes:  # type: ignore[override]
-        """Receive what there is, at most `size` bytes."""
-        with self._in_time():
-            return super().recv(size)
-
-
-class _Reader:
-    """The file object pyclamd streams from: its own place in a file whose descriptor others use too."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._place = 0
-
-    def read(self, size: int) -> bytes:
-        data = os.pread(self._fd, size, self._place)
-        self._place += len(data)
-        return data
-
-
-class _Clamd(pyclamd.ClamdUnixSocket):  # type: ignore[misc]
-    """One command to clamd, over by `deadline` (time.monotonic)."""
-
-    def __init__(self, address: SocketAddress, deadline: float) -> None:
+    def __init__(self) -> None:
         # Without super().__init__(), which connects once only to see whether it can.
-        self._address = address
-        self._deadline = deadline
-        self._heard = False
-        self._aborted = False
-        self._guard = threading.Lock()  # the descriptor of a closed socket may be another file's already
-        self.clamd_socket: _Socket | None = None
+        self.clamd_socket = self
+        self.pieces: list[_Piece] = []
 
-    def scan_descriptor(self, fd: int) -> _Found:
-        """Let clamd read the open file itself: the command pyclamd lacks."""
-        self._init_socket()
-        assert self.clamd_socket
-        self._send_command("FILDES")
-        self.clamd_socket.send_descriptor(fd)
-        _, name, status = self._parse_response(self._recv_response())
-        return {"": (status, name)} if name else None
-
-    def scan_content(self, fd: int) -> _Found:
-        """Send clamd the file's content."""
-        try:
-            found: _Found = self.scan_stream(_Reader(fd), _PIECE)
-        except pyclamd.BufferTooLongError as error:
-            raise _refusal(str(error)) from error
-        except _LostError:
-            if not self._heard:  # clamd hangs up on a message too long for it, but says so first
-                self._parse_response(self._recv_response())
-            raise
-        return found
-
-    def abort(self) -> None:
-        """Make the thread that is busy here stop; called from another thread."""
-        with self._guard:
-            self._aborted = True
-            if self.clamd_socket:
-                self.clamd_socket.deadline = 0.0  # for a thread that waits in clamd's queue
-                with suppress(OSError):
-                    self.clamd_socket.shutdown(socket.SHUT_RDWR)
+    def send(self, piece: _Piece) -> None:
+        self.pieces.append(piece)
 
     def _init_socket(self) -> None:
-        address = self._address
-        family = (
-            socket.AF_UNIX if address.path else socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        )
-        with self._guard:
-            if self._aborted:
-                raise _OverdueError
-            self.clamd_socket = _Socket(family, socket.SOCK_STREAM)
-            self.clamd_socket.deadline = self._deadline
-        if address.path:
-            self.clamd_socket.connect(str(address.path))
-        else:
-            self.clamd_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.clamd_socket.connect((address.host, address.port))
-
-    def _close_socket(self) -> None:
-        with self._guard:
-            if self.clamd_socket:
-                self.clamd_socket.close()
-                self.clamd_socket = None
+        pass
 
     def _recv_response(self) -> str:
-        """Return clamd's answer, which is one line; then nothing, which is what pyclamd waits for."""
-        if self._heard:
-            return ""
-        assert self.clamd_socket
-        self._heard = True
-        answer = b""
-        while not answer.endswith(b"\n"):
-            piece = self.clamd_socket.recv(_ANSWER)
-            answer += piece
-            if not piece:
-                raise _LostError("clamd closed the connection before its answer was whole")
-            if len(answer) > _ANSWER:
-                raise ScanError("clamd's answer does not end")
-        if not answer.strip():  # pyclamd would take that for clean
-            raise ScanError("clamd answered with an empty line")
-        return answer[:-1].decode("ascii", "replace")
-
-    def _parse_response(self, msg: str) -> tuple[str, str, str]:
-        if _CLEAN.fullmatch(msg):
-            return "", "", "OK"
-        if found := _FOUND.fullmatch(msg):
-            return "", found[1], "FOUND"
-        raise _refusal(msg)
+        raise _Spoken
 
 
-def _refusal(answer: str) -> ScanError:
-    hints = [hint for pattern, hint in _HINTS if pattern.search(answer)]
-    return ScanError(": ".join([f"clamd answered {answer}", *hints]))
+class _Content:
+    """The file object that pyclamd streams from: it reads where each piece is, not what."""
+
+    def __init__(self, size: int) -> None:
+        self._left = range(size)
+
+    def read(self, size: int) -> range:
+        piece, self._left = self._left[:size], self._left[size:]
+        return piece
+
+
+def _said(command: Callable[..., object], *arguments: object) -> list[_Piece]:
+    """Give what a method of _Command says."""
+    clamd = _Command()
+    with suppress(_Spoken):
+        command(clamd, *arguments)
+    return clamd.pieces
 
 
 class Scanner(scanners.Scanner):
@@ -214,44 +87,83 @@ class Scanner(scanners.Scanner):
         super().__init__(address, timeout)
         self.needs_path = transfer == "path"
         self._by_descriptor = transfer == "fd" and address.path is not None  # TCP carries no descriptors
-        self._threads = ThreadPoolExecutor(CONCURRENT, "clamd")
 
     async def _scan(self, spool: Spool) -> Finding:
         if self.needs_path:
             if spool.path is None or "\n" in str(spool.path):
                 raise ScanError("the message's copy has no name that clamd can be told")
-            found = await self._run(partial(_Clamd.scan_file, file=str(spool.path)))
+            request = _said(_Command.scan_file, str(spool.path))
+        elif self._by_descriptor:
+            request = _said(_Command._send_command, "FILDES")  # which pyclamd has no method for
         else:
-            # The thread may outlive a cancelled scan by a moment, the message's copy need not.
-            fd = os.dup(spool.fd)
-            scan = _Clamd.scan_descriptor if self._by_descriptor else _Clamd.scan_content
-            found = await self._run(partial(scan, fd=fd), lambda: os.close(fd))
-        if not found:
+            request = _said(_Command.scan_stream, _Content(os.fstat(spool.fd).st_size), _PIECE)
+        answer = await self._ask(request, spool.fd)
+        if _CLEAN.fullmatch(answer):
             return Finding(State.CLEAN)
-        ((_, name),) = found.values()
-        return Finding(State.FOUND, name=printable(name))
+        if found := _FOUND.fullmatch(answer):
+            return Finding(State.FOUND, name=printable(found[1]))
+        hints = [hint for pattern, hint in _HINTS if pattern.search(answer)]
+        raise ScanError(": ".join([f"clamd answered {answer}", *hints]))
 
     async def _ping(self) -> None:
-        await self._run(_Clamd.ping)
+        if (answer := await self._ask(_said(_Command.ping))) != "PONG":
+            raise ScanError(f"clamd answered {answer}")
 
-    async def _run(
-        self, command: Callable[[_Clamd], _Found], after: Callable[[], None] | None = None
-    ) -> _Found:
-        """Run a command in a thread; `after` runs when no thread can be busy with it any more."""
-        clamd = _Clamd(self.address, time.monotonic() + (self.timeout or _NO_LIMIT))
-        job = self._threads.submit(_finish, clamd, command)
-        if after:
-            job.add_done_callback(lambda _: after())
+    async def _ask(self, request: list[_Piece], copy: int | None = None) -> str:
+        """Send a request, with what it needs of the open copy, and give the one line that answers it."""
+        with await self._connected() as clamd:
+            with suppress(ConnectionError):  # clamd hangs up on a message too long for it, but says so first
+                await _send(clamd, request, copy)
+                if self._by_descriptor and copy is not None:
+                    socket.send_fds(clamd, [b"\0"], [copy])
+            return await _line(clamd)
+
+    async def _connected(self) -> socket.socket:
+        """Connect, however long clamd's queue of connections is full."""
+        host, port, path = self.address.host, self.address.port, self.address.path
+        family = socket.AF_UNIX if path else socket.AF_INET6 if ":" in host else socket.AF_INET
+        made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            return await asyncio.wrap_future(job)
-        except _OverdueError:
-            raise TimeoutError from None
-        finally:
-            clamd.abort()
+            while path:
+                try:
+                    made.connect(str(path))
+                    return made
+                except BlockingIOError:
+                    await asyncio.sleep(RETRY)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.get_running_loop().sock_connect(made, (host, port))
+        except BaseException:
+            made.close()
+            raise
+        return made
 
 
-def _finish(clamd: _Clamd, command: Callable[[_Clamd], _Found]) -> _Found:
-    try:
-        return command(clamd)
-    finally:
-        clamd._close_socket()
+async def _send(clamd: socket.socket, request: list[_Piece], copy: int | None) -> None:
+    """Send the pieces, a few at a time if they are long."""
+    loop, together = asyncio.get_running_loop(), bytearray()
+    for piece in request:
+        together += piece if isinstance(piece, bytes) else _read(copy, piece)
+        if len(together) >= _PIECE:
+            await loop.sock_sendall(clamd, together)
+            together = bytearray()
+    await loop.sock_sendall(clamd, together)
+
+
+def _read(copy: int | None, where: range) -> bytes:
+    assert copy is not None
+    piece = os.pread(copy, len(where), where.start)
+    if len(piece) < len(where):
+        raise ScanError("the message's copy ends too early")
+    return piece
+
+
+async def _line(clamd: socket.socket) -> str:
+    loop, answer = asyncio.get_running_loop(), b""
+    while not answer.endswith(b"\n"):
+        piece = await loop.sock_recv(clamd, _ANSWER)
+        answer += piece
+        if not piece:
+            raise ScanError("clamd closed the connection before its answer was whole")
+        if len(answer) > _ANSWER:
+            raise ScanError("clamd's answer does not end")
+    return answer[:-1].decode("ascii", "replace")

@@ -143,7 +143,7 @@ def test_clamd_that_was_started_again_is_simply_there(clamd: Clamd, copy: Copy) 
     assert run(scanner.scan(copy(VIRUS, False))) == VIRUS_FOUND
 
 
-def test_a_stopped_clamd_times_out_and_frees_its_threads(clamd: Clamd, copy: Copy) -> None:
+def test_a_stopped_clamd_times_out_and_then_serves_again(clamd: Clamd, copy: Copy) -> None:
     scanner = clamav(clamd, "stream", timeout=0.5)
     big = copy(HEAD + b"y" * 2_900_000, False)
 
