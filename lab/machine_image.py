@@ -20,8 +20,8 @@ from lab.image import ImageError
 CACHE = Path(os.environ.get("APPLIANCE_CACHE") or Path.home() / ".cache" / "smtp-gateway-appliance")
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
-# What Debian's installer leaves on a machine without tasks but the SSH server, as far as it matters here: libidn2-0
-# comes because libc6 recommends it, and for that reason apt keeps it once it is there.
+# What Debian's installer leaves on a machine without tasks but the SSH server, as far as it matters here.
+# libidn2-0 is there because libc6 recommends it, for which reason apt would keep it, too.
 BARE = "ca-certificates dbus iproute2 libidn2-0 logrotate openssh-server python3 systemd systemd-sysv udev"
 # What its administrator, or the role in his name, may ask apt for.
 OFFERED = (

@@ -96,7 +96,7 @@ class Relay(ABC):
         self._client: asyncio.Transport
         self._server: asyncio.Transport | None = None
         self._direct = False
-        self._silent = 0  # of the two, in direct mode
+        self._silent = ""  # the one of the two that has said all it will, in direct mode
         self._by = ""
         self._ended = False
         self._listening = False
@@ -306,10 +306,13 @@ class Relay(ABC):
         self._by = self._by or by
 
     def _end_if_silent(self, by: str) -> None:
-        """Part from both, in direct mode, when the second of them has said all it will."""
+        """Part from both, in direct mode, when the second of them has said all it will.
+
+        The loop tells of an end once more whenever reading goes on after a pause.
+        """
         self.note_end(by)
-        self._silent += 1
-        if self._silent == 2:
+        first, self._silent = self._silent or by, by
+        if first != by:
             self._client.close()
             self._see_off(self._client)
             self.close_server()
