@@ -7,7 +7,10 @@ as the other takes what was made of it, so that a slow peer costs a few hundred 
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
+
+from appliance.proxy import splice
 
 BACKLOG = 65536  # bytes that may wait in a direction before its sender's socket is left alone; or buffer_size
 _MUCH = 16384  # bytes that are worth a write of their own
@@ -162,6 +165,8 @@ class Relay(ABC):
         if self._direct:
             assert self._server
             self._outbox.put(self._server, data)
+            if len(data) >= splice.MUCH:
+                self._shorten(self._client, self._server, self._client_carried)
             return
         self.client_said(data)
         if self.backlog() > self._most:
@@ -202,6 +207,8 @@ class Relay(ABC):
         self._heard = self._loop.time()
         if self._direct:
             self._outbox.put(self._client, data)
+            if len(data) >= splice.MUCH and self._server:
+                self._shorten(self._server, self._client, self._server_carried)
         elif not self._ended:
             if not self._listening:
                 self.server_reached()
@@ -300,6 +307,22 @@ class Relay(ABC):
         if not self._reading_client and not self._client.is_closing():
             self._reading_client = True
             self._client.resume_reading()
+
+    def _shorten(
+        self, source: asyncio.Transport, target: asyncio.Transport, carried: Callable[[int], None]
+    ) -> None:
+        """Let the rest of a direction's bytes pass by this process, if they can."""
+        if splice.AVAILABLE and not (source.is_closing() or target.is_closing()):
+            with suppress(OSError):
+                splice.Splice(source, target, carried)
+
+    def _client_carried(self, count: int) -> None:
+        self.client_bytes += count
+        self._heard = self._loop.time()
+
+    def _server_carried(self, count: int) -> None:
+        self.server_bytes += count
+        self._heard = self._loop.time()
 
     def note_end(self, by: str) -> None:
         """Note who ended it, for the log; the first one counts."""

@@ -144,9 +144,9 @@ def test_the_clients_end_is_the_servers_and_no_file_stays_open(leave: Part) -> N
             client.socket.recv(1 << 20)
         leave(client)
         wait_until(lambda: len(gate.server.talks) == left)
-        wait_until(lambda: gate.log.count("CLOSE:DIRECT ") == 2 - left)
+        wait_until(lambda: gate.log.count("CLOSE:DIRECT ") == 3 - left)
         return descriptors(gate.gateway.workers()[0])
 
-    with direct(feed, feed) as (gate, (one, other)):
-        after = ended(gate, one, 1)
-        assert ended(gate, other, 0) == after - 2
+    with direct(feed, feed, feed) as (gate, (one, two, three)):
+        open_files = [ended(gate, client, left) for client, left in ((one, 2), (two, 1), (three, 0))]
+        assert open_files[0] - open_files[1] == open_files[1] - open_files[2] == 2
