@@ -31,9 +31,10 @@ Name={name}
 
 [Network]
 {addresses}
-IPForward=yes
 IPv6AcceptRA=no
 """
+# Of systemd's own options for it, no release knows those of the other.
+FORWARDING = "net.ipv4.ip_forward = 1\nnet.ipv6.conf.all.forwarding = 1\n"
 
 
 class Machine:
@@ -69,6 +70,7 @@ class Machine:
         for name, addresses in (("lan", ROUTER_LAN), ("wan", ROUTER_WAN)):
             lines = "\n".join(f"Address={address}" for address in addresses)
             (etc / f"systemd/network/{name}.network").write_text(INTERFACE.format(name=name, addresses=lines))
+        (etc / "sysctl.d/router.conf").write_text(FORWARDING)
         for target, unit in (
             ("multi-user.target.wants", "systemd-networkd.service"),
             ("network-online.target.wants", "systemd-networkd-wait-online.service"),
