@@ -79,7 +79,7 @@ def show(found: dict[str, Any]) -> None:
         lines.append(("kernel", f"unknown: {kernel['why_not']}"))
     else:
         locked = f"{kernel['locked']} locked, {kernel['dropped']} of their connections dropped"
-        lines.append(("kernel", f"rules are up, {kernel['intercepted']} packets intercepted; {locked}"))
+        lines.append(("kernel", f"rules are up, {kernel['intercepted']} connections intercepted; {locked}"))
     if kernel["gate"]:
         watched = ", ".join(f"{name} ({mode})" for name, mode in kernel["gate"].items())
         lines.append(("gate", f"on {watched}"))

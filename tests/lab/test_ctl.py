@@ -168,7 +168,7 @@ def test_a_lock_by_hand_reaches_the_kernel_and_is_taken_back(
     row = next(line for line in ctl.text("locks").splitlines() if line.startswith(CLIENT4))
     assert "ADMIN root: [red]spam[/red]" in row
     assert ctl.outcome(CLIENT4) == ("dropped", "the kernel drops it: ADMIN root: [red]spam[/red]")
-    assert re.search(r"kernel +rules are up, \d+ packets intercepted; 2 locked,", ctl.text("status"))
+    assert re.search(r"kernel +rules are up, \d+ connections intercepted; 2 locked,", ctl.text("status"))
 
     done = ctl("lock", PUBLIC_CLIENT4)
     assert done.returncode == 1
