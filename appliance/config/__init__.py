@@ -7,7 +7,7 @@ Everything else imports from here. The tables are `options.py`, `inspection.py`,
 from appliance.config.config import NAMES, OPTIONS, Config
 from appliance.config.dnsbl import DnsList
 from appliance.config.dump import dump
-from appliance.config.network import Address, Network, SocketAddress
+from appliance.config.network import Address, Network, Networks, SocketAddress
 from appliance.config.parser import ConfigError, Problem, load, nearest, parse
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "ConfigError",
     "DnsList",
     "Network",
+    "Networks",
     "Problem",
     "SocketAddress",
     "dump",

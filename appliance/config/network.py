@@ -5,6 +5,7 @@ up here.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
@@ -73,6 +74,29 @@ class Nets(List[Network]):
         parts = (part.strip(" \t") for part in text.split(","))
         networks = [network for part in parts if part for network in _networks(part)]
         return super().read(",".join(map(str, networks)))
+
+
+class Networks:
+    """Networks, to be asked which addresses are in one of them.
+
+    The answer takes as long as there are different lengths of prefixes, however many networks there are.
+    """
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._prefixes: dict[tuple[int, int], set[int]] = {}  # by version of IP, and bits that are not theirs
+        for network in networks:
+            bits = network.max_prefixlen - network.prefixlen
+            prefixes = self._prefixes.setdefault((network.version, bits), set())
+            prefixes.add(int(network.network_address) >> bits)
+
+    def __contains__(self, address: Address) -> bool:
+        """Tell whether an address is in one of them."""
+        number = int(address)
+        return any(
+            number >> bits in prefixes
+            for (version, bits), prefixes in self._prefixes.items()
+            if version == address.version
+        )
 
 
 def _networks(text: str) -> list[Network]:

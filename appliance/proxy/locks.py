@@ -17,12 +17,12 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from appliance.config.network import Network
+from appliance.config.network import Network, Networks
 
 _NOT_IN_ADDRESS = re.compile(r"[^0-9A-Fa-f.:]")
 _NOT_IN_IDENT = re.compile(r"[^A-Za-z0-9=+:-]")
@@ -90,7 +90,7 @@ class LockDirectory:
         duration: int,
         uid: int,
         expired: Callable[[Path], None],
-        trusted: Sequence[Network] = (),
+        trusted: Iterable[Network] = (),
     ) -> None:
         self._path = path
         self._prefix = f"{path}/"
@@ -98,7 +98,7 @@ class LockDirectory:
         self._duration = duration
         self._uid = uid
         self._expired = expired
-        self._trusted = trusted
+        self._trusted = Networks(trusted)
         self._serial = itertools.count()
 
     def find(self, ip: str, ident: str = "") -> Lock | None:
@@ -122,13 +122,10 @@ class LockDirectory:
 
     def _is_trusted(self, name: str) -> bool:
         """Tell whether this is the name of a trusted client's lock."""
-        if not self._trusted:
-            return False
         try:
-            address = ip_address(name.partition("-")[0])
+            return ip_address(name.partition("-")[0]) in self._trusted
         except ValueError:
             return False
-        return any(address in network for network in self._trusted)
 
     def all(self) -> Iterator[Lock]:
         """Return every lock, be its time over or not. Raises OSError."""
