@@ -27,7 +27,7 @@ from lab import router
 from lab.gateway import USER, Gateway, Options
 from lab.kernel import Kernel
 from lab.network import Network
-from lab.process import LabError, wait_until
+from lab.process import wait_until
 from lab.servers import SmtpSink
 
 CLIENTS, LOCKS, TRUSTED = 100_000, 50_000, 10_000
@@ -84,9 +84,8 @@ class Site:
             lock.write_text("VIRUS Eicar-Test-Signature\n")
             own(lock)
         self.gateway.start()
+        wait_until(lambda: len(self.kernel.locked()) == locks, 180, f"{locks} locks in the kernel", pause=2)
         self.settle()
-        if len(self.kernel.locked()) != locks:
-            raise LabError("not all locks are in the kernel")
 
     def settle(self) -> None:
         """Wait until the gateway has nothing more to do."""
