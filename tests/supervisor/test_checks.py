@@ -14,6 +14,7 @@ from appliance.config import Config, SocketAddress, parse
 from appliance.supervisor.checks import absent_scanners, obstacles, warnings
 from appliance.supervisor.errors import StartError
 from appliance.supervisor.listeners import open_listeners
+from tests.ports import free_port
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
@@ -116,12 +117,6 @@ def test_an_absent_spam_scanner_is_only_told(home: Path) -> None:
     fatal, told = absent_scanners(Config(values))
     assert fatal == []
     assert f"{home}/spamd" in told[0]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def listening(text: str, count: int = 2) -> list[socket.socket]:

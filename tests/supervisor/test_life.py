@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from appliance.supervisor.pidfile import holder
+from tests.ports import free_port
 
 pytestmark = pytest.mark.lab
 
@@ -63,8 +64,7 @@ class Gateway:
     """A gateway with its configuration file and directories, and a log to read."""
 
     def __init__(self, home: Path, server: int) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.home = home
         self.file = home / "conf"
         self.process: subprocess.Popen[str] | None = None

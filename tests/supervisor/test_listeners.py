@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
 from tests.supervisor.test_life import GREETING, PROGRAM, Gateway, gateway, server, talks  # noqa: F401
 
 pytestmark = pytest.mark.lab
@@ -114,8 +115,7 @@ def test_listeners_of_another_configuration_are_let_go(
     if change == "workers":
         gateway.write(workers="3")
     else:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            gateway.port = probe.getsockname()[1]
+        gateway.port = free_port()
         gateway.write(port=str(gateway.port))
     keeper.start(gateway)
     assert len(keeper.kept) == int(gateway.options["workers"])

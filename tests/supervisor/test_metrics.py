@@ -15,6 +15,7 @@ from appliance.log import Log
 from appliance.proxy.scoreboard import Counter, Scoreboard
 from appliance.supervisor import http, metrics
 from appliance.supervisor.http import MetricsServer
+from tests.ports import free_port
 from tests.supervisor.served import Served
 
 
@@ -73,8 +74,7 @@ class ServedMetrics(Served):
     """The server, with a page of the test's."""
 
     def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.page = b"x 1\n"
         address = SocketAddress(None, "localhost", self.port)
         super().__init__(MetricsServer(address, self._page, Log("debug", "mail", stderr=True)))
