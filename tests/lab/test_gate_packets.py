@@ -279,7 +279,7 @@ def test_a_client_of_many_servers_is_reported_and_counted_anew(judge: Judge, gat
     assert 100 < count <= 115
     found = gate.client(ip_address(client), 3600)
     assert found
-    assert found.servers <= 100
+    assert found.servers <= 115  # of the 100 or so that came after the report; both are estimates
     assert report_after(judge, gate, "10.77.1.91", 20, 587, 465, 25) == []
     assert report_after(judge, gate, "203.0.113.8", 200, 587, 465, 25) == []  # trusted
     assert report_after(judge, gate, "10.77.1.92", 200, 80, 993, 2525) == []  # no mail
