@@ -118,6 +118,8 @@ class Machine:
         with self.host.netlink() as netlink:
             port = f"port-{name}"
             wait_until(lambda: netlink.link_lookup(ifname=port) or not self.running(), timeout, port)
+            if not self.running():
+                raise LabError("it has ended")
             bridge, index = (netlink.link_lookup(ifname=each)[0] for each in (name, port))
             netlink.link("set", index=index, master=bridge, state="up")
 
