@@ -108,13 +108,18 @@ class Site:
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """Keep the gateway from doing anything."""
-        processes = list(self.processes())
-        for pid in processes:
+        assert self.gateway.process
+        _, *children = self.processes()
+        self.gateway.process.signal(signal.SIGSTOP)
+        for pid in children:
             os.kill(pid, signal.SIGSTOP)
-        yield
-        for pid in processes:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.gateway.process.signal(signal.SIGCONT)
+            for pid in children:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def seconds(self, workload: Workload) -> float:
         """Send a workload; give the time it took."""

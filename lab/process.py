@@ -90,6 +90,8 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             if self.pid and self.running():
                 os.kill(self.pid, number)
+                if number == signal.SIGCONT:  # nsenter stops with the program, but would not go on with it
+                    os.kill(self._nsenter.pid, number)
 
     def wait(self, timeout: float = 10) -> int:
         """Wait for the end; give the exit status, negative for a signal."""

@@ -54,6 +54,14 @@ def test_a_program_that_takes_too_long_is_killed(network: Network) -> None:
     assert "sleep" not in network.client.run(["sh", "-c", "cat /proc/[0-9]*/comm"]).stdout
 
 
+def test_a_program_that_was_stopped_goes_on_and_its_end_is_noticed(network: Network) -> None:
+    program = network.client.start(["sleep", "60"])
+    program.signal(signal.SIGSTOP)
+    time.sleep(0.3)
+    program.signal(signal.SIGCONT)
+    assert program.terminate() == -signal.SIGTERM
+
+
 def test_a_started_program_has_its_real_process_number(network: Network) -> None:
     program = network.client.start(["sleep", "60"])
     assert Path(f"/proc/{program.pid}/comm").read_text() == "sleep\n"
