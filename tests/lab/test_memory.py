@@ -230,7 +230,7 @@ def hall(network: Network) -> Iterator[tuple[str, int]]:
     """The address of a server that greets any number of clients and then says nothing."""
     _, hard = before = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < CROWD + 3 * CROWD // 4:  # the worker with more of the clients has two for each
-        pytest.skip(f"a crowd needs a hard limit of open files above {hard}")
+        pytest.skip(f"the kernel allows {hard} open files here (RLIMIT_NOFILE), too few for a crowd")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     network.mail.add_address(f"{HALL[0]}/24")
     program = network.mail.start([sys.executable, "-c", HALL_PROGRAM], log="hall")

@@ -189,7 +189,7 @@ def test_what_only_root_may(
     gateway: Gateway, options: dict[str, str], words: str, arguments: list[str]
 ) -> None:
     if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 26 and "port" in options:
-        pytest.skip("on this machine everybody may have that port")
+        pytest.skip("the kernel gives that port to everybody: net.ipv4.ip_unprivileged_port_start")
     gateway.options.pop("set_user", None)
     gateway.write(**options)
     code, said = refused(gateway, arguments, UNPRIVILEGED if os.geteuid() == 0 else [])
