@@ -35,6 +35,7 @@ COMPILED = [
     "appliance/proxy/ledger.py",
     "appliance/proxy/locks.py",
     "appliance/proxy/message.py",
+    "appliance/proxy/quota.py",
     "appliance/proxy/relay.py",
     "appliance/proxy/scoreboard.py",
     "appliance/proxy/talkers.py",

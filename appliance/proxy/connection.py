@@ -19,7 +19,7 @@ from appliance.proxy.checks import Checks
 from appliance.proxy.deadlines import Deadlines
 from appliance.proxy.inspection import Inspection
 from appliance.proxy.lookup import Endpoint, Route
-from appliance.proxy.relay import Outbox, Relay, ServerSide
+from appliance.proxy.relay import Relay, ServerSide, Turn
 from appliance.proxy.scoreboard import Counter
 from appliance.proxy.session import Action, Gate, Phase, Session, Verdict
 from appliance.proxy.session.reply import reply
@@ -44,7 +44,7 @@ class Connections:
 
     `last_left` is called when none is left, `came_in` for each new one, with the number of its file.
 
-    `parting` of them are over but for their last words. What all have to say goes through `outbox`, and
+    `parting` of them are over but for their last words. What all hear and say goes through `turn`, and
     `deadlines` knows when each has been silent for too long.
     """
 
@@ -57,7 +57,7 @@ class Connections:
         self._last_left = last_left
         self.came_in = came_in
         self.parting = 0
-        self.outbox = Outbox()
+        self.turn = Turn()
         self.deadlines = Deadlines()
 
     def __iter__(self) -> Iterator["Connection"]:
@@ -87,7 +87,7 @@ class Connection(Relay):
     """One client. Implements the session's `Effects`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, checks: Checks, connections: Connections) -> None:
-        super().__init__(loop, connections.outbox, checks.service.config.buffer_size)
+        super().__init__(loop, connections.turn, checks.service.config.buffer_size)
         self._checks = checks
         self._service = checks.service
         self._connections = connections
@@ -123,6 +123,7 @@ class Connection(Relay):
 
     def connection_lost(self, _error: Exception | None) -> None:
         """The client is gone."""
+        self._connections.turn.judge()
         if self.slot >= 0:
             self.finish("client")
             self._connections.leave(self)
@@ -214,13 +215,13 @@ class Connection(Relay):
 
     def client_said(self, data: bytes) -> None:
         """Hand the client's bytes to the session."""
-        assert self._session
-        self._session.client_data(data)
+        if self._session:
+            self._session.client_data(data)
 
     def server_said(self, data: bytes) -> None:
         """Hand the server's bytes to the session."""
-        assert self._session
-        self._session.server_data(data)
+        if self._session:
+            self._session.server_data(data)
 
     def client_hung_up(self) -> None:
         """Tell the session; it may still have answers for the client."""
@@ -313,6 +314,7 @@ class Connection(Relay):
         self._service.board.closed()
         if self._session:
             self._log_end(self._session)
+        self._session = self._visit.session = None  # which know this connection: no knot is left to untie
 
     def _log_end(self, session: Session) -> None:
         if not self.client_bytes:

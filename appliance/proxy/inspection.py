@@ -11,6 +11,10 @@ from appliance.proxy.talkers import Tally
 from appliance.proxy.visit import Visit
 
 
+def _unheard(_verdict: Verdict) -> None:
+    """Take a verdict that comes when the session is over."""
+
+
 class Inspection:
     """Asks the configured checks about a visit, and its `message`; late verdicts go to `resume`."""
 
@@ -47,6 +51,7 @@ class Inspection:
         """Nobody waits for an answer any more."""
         if self._late:
             self._late.cancel()
+        self._resume = self.message.resume = _unheard
 
     def _ask_message(self, gate: Gate) -> Verdict | None:
         if gate is Gate.DATA:

@@ -65,7 +65,7 @@ class Ledger:
 
     def known(self, client: str) -> Record | None:
         """Give a client's record if it is in memory, and is more than a makeshift."""
-        record = self._alive.get(client)
+        record = self._recent.get(client) or self._alive.get(client)
         if record is None or not record.stored:
             return None
         self._keep(record)
@@ -127,7 +127,8 @@ class Ledger:
 
     def _keep(self, record: Record) -> None:
         """Keep a record as the latest one, at the cost of the one seen the longest time ago."""
-        self._alive[record.client] = self._recent[record.client] = record
+        if self._recent.get(record.client) is not record:
+            self._alive[record.client] = self._recent[record.client] = record
         self._recent.move_to_end(record.client)
         if len(self._recent) > self._room:
             self._recent.popitem(last=False)

@@ -27,7 +27,7 @@ class Message:
 
     def __init__(self, visit: Visit, resume: Callable[[Verdict], None]) -> None:
         self._visit = visit
-        self._resume = resume
+        self.resume = resume
         self._service = visit.service
         self._config = visit.service.config
         self._id = ""
@@ -147,7 +147,7 @@ class Message:
         self.scanning = ""
         if verdict.action is not Action.PASS:
             self._service.clients.talkers.of(self._visit.client.address).refusals += 1
-        self._resume(verdict)
+        self.resume(verdict)
 
     async def _virus(self, copy: Spool) -> Verdict | None:
         config, log, who = self._config, self._service.log, self._visit.who()

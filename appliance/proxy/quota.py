@@ -5,10 +5,13 @@ Nothing here reads a clock, a file or a socket: the time is handed in, in second
 """
 
 import enum
+import functools
 import hashlib
 import struct
 from array import array
 from dataclasses import dataclass
+
+from mypy_extensions import mypyc_attr
 
 from appliance.config import Config
 
@@ -37,6 +40,7 @@ NAMED = (Use.HELOS, Use.MAILFROMS, Use.DESTINATIONS)
 REMEMBERED = 64  # destinations of a client that are remembered
 
 _DIGEST = 8  # bytes that stand for a name
+_RECENT_NAMES = 4096  # whose digests are at hand
 _NEVER = (0,) * len(Use)
 _DESTINATION = struct.Struct(f"<{_DIGEST}sI")
 
@@ -63,6 +67,7 @@ class Limits:
         return self.period + max(self.period, self.expiration)
 
 
+@mypyc_attr(native_class=False)  # where it is machine code: the ledger holds it by weak references
 class Record:
     """What one client may use, and has used since `cleared`.
 
@@ -98,8 +103,11 @@ class Record:
         After `Limits.memory` seconds the record is as good as new: whether it was forgotten meanwhile makes
         no difference.
         """
-        self.cleared = min(self.cleared, now)  # the clock was set back; a period is never longer than that
         age = now - self.cleared
+        if 0 <= age < limits.period and self.generation >= limits.generation:
+            return
+        if age < 0:
+            self.cleared, age = now, 0.0  # the clock was set back; a period is never longer than that
         forgotten = self.generation == limits.generation and age >= limits.memory
         if self.generation < limits.generation or forgotten:
             self.generation, self.quotas = limits.generation, limits.quotas
@@ -177,6 +185,7 @@ class Record:
             self.names, self.remembered = edited.names, edited.remembered
 
 
+@functools.lru_cache(_RECENT_NAMES)
 def _digest(name: bytes) -> bytes:
     return hashlib.blake2b(name, digest_size=_DIGEST).digest()
 

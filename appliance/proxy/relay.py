@@ -17,20 +17,46 @@ _MUCH = 16384  # bytes that are worth a write of their own
 LINGER = 5.0  # seconds in which a peer must take some of what it is still owed, or be cut off
 
 
-class Outbox:
-    """What a worker's sessions have to say, sent when the loop has served everybody who spoke.
+class Turn:
+    """What a worker's sessions hear and say in one turn of the loop: all is read, then judged, then written.
 
-    Each write wakes its reader, on a busy machine in the writer's place: written one by one, between the
-    reads, the same bytes cost a third more. What goes to one peer in that time is also sent as one.
+    One after the other, reading, thinking and writing for each session by itself, the same bytes cost half as
+    much again: each step finds the processor's caches full of the one before, and each write wakes its
+    reader, on a busy machine in the writer's place. What goes to one peer in that time is also sent as one.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[asyncio.Transport, list[bytes]] = {}
+        self._heard: list[tuple[Relay, bool, bytes]] = []
+        self._said: dict[asyncio.Transport, list[bytes]] = {}
+        self._due = False
 
-    def put(self, transport: asyncio.Transport, data: bytes) -> None:
+    def hear(self, relay: "Relay", by_client: bool, data: bytes) -> None:
+        """Hand bytes to a session when everybody who spoke has been read; much data at once."""
+        self._heard.append((relay, by_client, data))
+        if len(data) > _MUCH:
+            self.judge()
+        self._go_on()
+
+    def judge(self) -> None:
+        """Hand on now what was heard, since something else has happened that must come behind it."""
+        if not self._heard:
+            return
+        heard, self._heard = self._heard, []
+        for relay, by_client, data in heard:
+            try:
+                if by_client:
+                    relay.client_heard(data)
+                else:
+                    relay.server_heard(data)
+            except Exception as error:
+                told = {"message": "a session broke down", "exception": error}
+                self._loop.call_exception_handler(told)
+                relay.end("server")
+
+    def say(self, transport: asyncio.Transport, data: bytes) -> None:
         """Send before the loop waits again; much data at once, so that a slow peer is noticed in time."""
-        pieces = self._waiting.get(transport)
+        pieces = self._said.get(transport)
         if len(data) > _MUCH:
             self.send(transport)
             transport.write(data)
@@ -38,19 +64,25 @@ class Outbox:
         if pieces:
             pieces.append(data)
             return
-        if not self._waiting:
-            self._loop.call_soon(self._send_all)
-        self._waiting[transport] = [data]
+        self._said[transport] = [data]
+        self._go_on()
 
     def send(self, transport: asyncio.Transport) -> None:
         """Send what waits for this one now, since it is about to be closed."""
-        if (pieces := self._waiting.get(transport)) and not transport.is_closing():
+        if (pieces := self._said.get(transport)) and not transport.is_closing():
             transport.writelines(pieces)
             pieces.clear()
 
-    def _send_all(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for transport, pieces in waiting.items():
+    def _go_on(self) -> None:
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._finish)
+
+    def _finish(self) -> None:
+        self.judge()
+        self._due = False
+        said, self._said = self._said, {}
+        for transport, pieces in said.items():
             if pieces and not transport.is_closing():
                 transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
@@ -92,9 +124,9 @@ class Relay(ABC):
     the client says before there is somebody to hear it is kept, one read of it, until `_listen`.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox, buffer_size: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, turn: Turn, buffer_size: int) -> None:
         self._loop = loop
-        self._outbox = outbox
+        self._turn = turn
         self._most = max(BACKLOG, buffer_size)
         self._client: asyncio.Transport
         self._server: asyncio.Transport | None = None
@@ -139,6 +171,10 @@ class Relay(ABC):
         """Give the number of the client's bytes that wait to be dealt with."""
 
     @abstractmethod
+    def end(self, by: str) -> None:
+        """End it at once, without a word."""
+
+    @abstractmethod
     def finish(self, by: str) -> None:
         """The end, for the account; may be called again."""
 
@@ -163,17 +199,25 @@ class Relay(ABC):
             return
         self._heard = self._loop.time()
         if self._direct:
-            assert self._server
-            self._outbox.put(self._server, data)
-            if len(data) >= splice.MUCH:
+            self.client_heard(data)
+            if len(data) >= splice.MUCH and self._server:
                 self._shorten(self._client, self._server, self._client_carried)
-            return
-        self.client_said(data)
-        if self.backlog() > self._most:
-            self.regulate()
+        else:
+            self._turn.hear(self, True, data)
+
+    def client_heard(self, data: bytes) -> None:
+        """Deal with bytes of the client."""
+        if self._direct:
+            assert self._server
+            self._turn.say(self._server, data)
+        elif not self._ended:
+            self.client_said(data)
+            if self.backlog() > self._most:
+                self.regulate()
 
     def eof_received(self) -> bool:
         """The client's side is closed; true when its socket is still needed."""
+        self._turn.judge()
         if self._direct:
             self._half_close(self._server)
             self._end_if_silent("client")
@@ -206,9 +250,16 @@ class Relay(ABC):
         self.server_bytes += len(data)
         self._heard = self._loop.time()
         if self._direct:
-            self._outbox.put(self._client, data)
+            self.server_heard(data)
             if len(data) >= splice.MUCH and self._server:
                 self._shorten(self._server, self._client, self._server_carried)
+        else:
+            self._turn.hear(self, False, data)
+
+    def server_heard(self, data: bytes) -> None:
+        """Deal with bytes of the server."""
+        if self._direct:
+            self._turn.say(self._client, data)
         elif not self._ended:
             if not self._listening:
                 self.server_reached()
@@ -218,6 +269,7 @@ class Relay(ABC):
 
     def server_ended(self) -> bool:
         """The server's side is closed; true when its socket is still needed."""
+        self._turn.judge()
         if self._direct:
             self._half_close(self._client)
             self._end_if_silent("server")
@@ -230,6 +282,7 @@ class Relay(ABC):
 
     def server_lost(self, error: Exception | None) -> None:
         """The server's socket is gone."""
+        self._turn.judge()
         if self._direct:
             self._direct = False
             self.finish("server")
@@ -244,17 +297,17 @@ class Relay(ABC):
 
     def to_client(self, data: bytes) -> None:
         """Send to the client."""
-        self._outbox.put(self._client, data)
+        self._turn.say(self._client, data)
 
     def to_server(self, data: bytes) -> None:
         """Send to the server."""
         if self._server:
-            self._outbox.put(self._server, data)
+            self._turn.say(self._server, data)
 
     def close_server(self) -> None:
         """Part from the server once it has what it was sent."""
         if self._server and not self._server.is_closing():
-            self._outbox.send(self._server)
+            self._turn.send(self._server)
             self._server.close()
             self._see_off(self._server)
 
@@ -266,7 +319,7 @@ class Relay(ABC):
         """
         if self._client.is_closing():
             return
-        self._outbox.send(self._client)
+        self._turn.send(self._client)
         if not patiently or not self.client_bytes:
             self._client.close()  # one that has said nothing leaves nothing unread
             self._see_off(self._client)
@@ -342,5 +395,5 @@ class Relay(ABC):
 
     def _half_close(self, transport: asyncio.Transport | None) -> None:
         if transport and not transport.is_closing():
-            self._outbox.send(transport)
+            self._turn.send(transport)
             transport.write_eof()
