@@ -8,6 +8,7 @@ import asyncio
 import errno
 import os
 import socket
+from typing import Final
 
 from appliance import process
 from appliance.proxy import events
@@ -15,11 +16,16 @@ from appliance.proxy.lookup import LookupFailure, Route
 from appliance.proxy.scoreboard import Counter
 from appliance.proxy.visit import Visit
 
-_IP_TRANSPARENT = 19
-_IP_BIND_ADDRESS_NO_PORT = 24
-_IPV6_TRANSPARENT = 75
-_NO_MEMORY = {errno.ENOMEM, errno.ENOBUFS}
-_OUR_FAULT = {errno.EMFILE, errno.ENFILE, errno.EADDRINUSE, errno.EADDRNOTAVAIL}  # nothing was sent at all
+_IP_TRANSPARENT: Final = 19
+_IP_BIND_ADDRESS_NO_PORT: Final = 24
+_IPV6_TRANSPARENT: Final = 75
+_NO_MEMORY: Final = {errno.ENOMEM, errno.ENOBUFS}
+_OUR_FAULT: Final = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EADDRINUSE,
+    errno.EADDRNOTAVAIL,
+}  # nothing was sent at all
 
 
 class Unreachable(Exception):
@@ -31,25 +37,25 @@ def refusal(visit: Visit) -> str | None:
     service, config, board = visit.service, visit.service.config, visit.service.board
     board.add(Counter.REQUESTS)
     sessions = board.opened()
-    log, who = service.log, visit.who()
+    log = service.log
     if log.enabled("debug"):
-        log.debug("ACCEPT", **who, on=visit.local)
+        log.debug("ACCEPT", **visit.who(), on=visit.local)
     if config.max_connections and sessions > config.max_connections:
         board.add(Counter.REJECT_OTHER)
-        log.warning("REJECT:MAX_CONNECTIONS", **who, sessions=sessions)
+        log.warning("REJECT:MAX_CONNECTIONS", **visit.who(), sessions=sessions)
         return config.msg_max_reached
     if config.max_load and service.load() > config.max_load:
         board.add(Counter.REJECT_OTHER)
-        log.warning("REJECT:LOAD", **who, load=f"{service.load():.2f}")
+        log.warning("REJECT:LOAD", **visit.who(), load=f"{service.load():.2f}")
         return config.msg_system_load
     if config.max_per_host and service.clients.sessions(visit.client.address) > config.max_per_host:
         board.add(Counter.REJECT_HOST)
-        log.notice("REJECT:MAX_HOST", **who)
+        log.notice("REJECT:MAX_HOST", **visit.who())
         events.report(visit, "maxhost", "MAX_HOST", "MAX_HOST too many sessions at a time")
         return config.msg_max_per_host
     if visit.locked():
         board.add(Counter.REJECT_LOCK)
-        log.notice("LOCK:LOCKED", **who)
+        log.notice("LOCK:LOCKED", **visit.who())
         return config.msg_virus_locked
     return None
 
@@ -119,8 +125,8 @@ def outgoing(visit: Visit, route: Route) -> socket.socket:
                 (socket.IPPROTO_IPV6, _IPV6_TRANSPARENT) if six else (socket.IPPROTO_IP, _IP_TRANSPARENT)
             )
             made.setsockopt(level, option, 1)
-        elif not (address := visit.service.config.outgoing_addr).is_unspecified:
-            source = str(address) if (address.version == 6) == six else ""
+        elif (":" in visit.service.outgoing_addr) == six:
+            source = visit.service.outgoing_addr
         if source:
             # The port is chosen at connect, where it need only differ for the same server. The client's own
             # port would collide with the intercepted connection in connection tracking.

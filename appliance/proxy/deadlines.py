@@ -5,9 +5,9 @@ cost more than all else that is done for it.
 """
 
 import asyncio
-from typing import Protocol
+from typing import Final, Protocol
 
-GRAIN = 0.1  # seconds; a deadline is noticed within two of these
+GRAIN: Final = 0.1  # seconds; a deadline is noticed within two of these
 
 
 class Timed(Protocol):

@@ -1,7 +1,7 @@
 """Whom a gate's question goes to: the connection hands the session's questions in here."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Sequence
 
 from appliance.proxy.checks import Checks
 from appliance.proxy.checks.base import Check
@@ -30,17 +30,16 @@ class Inspection:
         """Answer the gate CONNECT, the one that is asked before there is a session."""
         if target := self._visit.target:
             self._tally().went_to(target.address)
-        return await self._ask_on(PASS, iter(self._checks.at(Gate.CONNECT)), b"")
+        return await self._ask_on(PASS, self._checks.at(Gate.CONNECT), b"")
 
     def ask(self, gate: Gate, subject: bytes) -> Verdict | None:
         """Answer a gate of the session; None when the answer takes time."""
-        checks = iter(self._checks.at(gate))
-        for check in checks:
+        checks = self._checks.at(gate)
+        for number, check in enumerate(checks):
             answer = check.ask(self._visit, subject)
             if not isinstance(answer, Verdict):
-                self._late = asyncio.get_running_loop().create_task(
-                    self._answer(self._wait(check, answer), checks, gate, subject)
-                )
+                late = self._answer(self._wait(check, answer), checks[number + 1 :], gate, subject)
+                self._late = asyncio.get_running_loop().create_task(late)
                 return None
             if answer.action is not Action.PASS:
                 self._tally().refusals += 1
@@ -61,7 +60,7 @@ class Inspection:
         return PASS
 
     async def _answer(
-        self, first: Awaitable[Verdict], checks: Iterator[Check], gate: Gate, subject: bytes
+        self, first: Awaitable[Verdict], checks: Sequence[Check], gate: Gate, subject: bytes
     ) -> None:
         try:
             verdict: Verdict | None = await self._ask_on(await first, checks, subject)
@@ -77,7 +76,7 @@ class Inspection:
         if verdict:
             self._resume(verdict)
 
-    async def _ask_on(self, verdict: Verdict, checks: Iterator[Check], subject: bytes) -> Verdict:
+    async def _ask_on(self, verdict: Verdict, checks: Sequence[Check], subject: bytes) -> Verdict:
         """Ask further checks as long as they pass."""
         for check in checks:
             if verdict.action is not Action.PASS:

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
 from appliance.config import Config
@@ -20,12 +20,12 @@ from appliance.log import Log
 from appliance.proxy.quota import Limits, Record
 from appliance.proxy.records import Records, RecordsError, row_of
 
-RECORDS = 100_000  # that are kept in memory; of more clients the latest
-WRITE_EVERY = 0.5  # seconds
-_READ_WITHIN = 5.0  # seconds, or the record counts as unusable
-_CLOSE_WITHIN = 3.0  # seconds for the last writing
-_BATCH = 1000  # records written in one transaction, and looked at for being over
-_PURGE_EVERY = 60.0  # seconds
+RECORDS: Final = 100_000  # that are kept in memory; of more clients the latest
+WRITE_EVERY: Final = 0.5  # seconds
+_READ_WITHIN: Final = 5.0  # seconds, or the record counts as unusable
+_CLOSE_WITHIN: Final = 3.0  # seconds for the last writing
+_BATCH: Final = 1000  # records written in one transaction, and looked at for being over
+_PURGE_EVERY: Final = 60.0  # seconds
 
 T = TypeVar("T")
 

@@ -9,6 +9,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable
+from typing import Final
 
 from appliance.proxy import events
 from appliance.proxy.scanners import Finding, Scanner, State
@@ -19,7 +20,7 @@ from appliance.proxy.spool import Spool
 from appliance.proxy.visit import Visit
 
 _serial = itertools.count(1)
-_PROCESS = os.getpid()
+_PROCESS: Final = os.getpid()
 
 
 class Message:

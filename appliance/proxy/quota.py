@@ -10,6 +10,7 @@ import hashlib
 import struct
 from array import array
 from dataclasses import dataclass
+from typing import Final
 
 from mypy_extensions import mypyc_attr
 
@@ -36,13 +37,13 @@ class Use(enum.IntEnum):
         return self.name.lower()
 
 
-NAMED = (Use.HELOS, Use.MAILFROMS, Use.DESTINATIONS)
-REMEMBERED = 64  # destinations of a client that are remembered
+NAMED: Final = (Use.HELOS, Use.MAILFROMS, Use.DESTINATIONS)
+REMEMBERED: Final = 64  # destinations of a client that are remembered
 
-_DIGEST = 8  # bytes that stand for a name
-_RECENT_NAMES = 4096  # whose digests are at hand
-_NEVER = (0,) * len(Use)
-_DESTINATION = struct.Struct(f"<{_DIGEST}sI")
+_DIGEST: Final = 8  # bytes that stand for a name
+_RECENT_NAMES: Final = 4096  # whose digests are at hand
+_NEVER: Final = (0,) * len(Use)
+_DESTINATION: Final = struct.Struct(f"<{_DIGEST}sI")
 
 
 @dataclass(frozen=True, slots=True)

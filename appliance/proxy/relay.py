@@ -8,13 +8,15 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from typing import cast
+from typing import Final, cast
 
 from appliance.proxy import splice
 
-BACKLOG = 65536  # bytes that may wait in a direction before its sender's socket is left alone; or buffer_size
-_MUCH = 16384  # bytes that are worth a write of their own
-LINGER = 5.0  # seconds in which a peer must take some of what it is still owed, or be cut off
+BACKLOG: Final = (
+    65536  # bytes that may wait in a direction before its sender's socket is left alone; or buffer_size
+)
+_MUCH: Final = 16384  # bytes that are worth a write of their own
+LINGER: Final = 5.0  # seconds in which a peer must take some of what it is still owed, or be cut off
 
 
 class Turn:

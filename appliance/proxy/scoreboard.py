@@ -9,6 +9,7 @@ import enum
 import mmap
 import os
 import tempfile
+from typing import Final
 
 
 class Counter(enum.IntEnum):
@@ -38,7 +39,7 @@ class Counter(enum.IntEnum):
     MESSAGES = enum.auto()  # released to their servers
 
 
-_ROW = 8 * len(Counter)
+_ROW: Final = 8 * len(Counter)
 
 
 class Scoreboard:

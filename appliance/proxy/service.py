@@ -38,6 +38,7 @@ class Service:
         self.board = board
         self.clients = clients
         self.lookup = lookup.make(config)
+        self.outgoing_addr = "" if config.outgoing_addr.is_unspecified else str(config.outgoing_addr)
         self.resolver = Resolver(config.dns_servers)
         self.virus = scanners.antivirus(
             config.antivirus_type if config.scan_max_size else "off",

@@ -8,10 +8,11 @@ import heapq
 import math
 import time
 from collections.abc import Callable
+from typing import Final
 
-PERIOD = 3600.0  # seconds; what is told covers this long at least, unless there are very many clients
-ROOM = 4096  # clients whose doings are kept, twice
-_BITS = 2048  # for the destinations of one client
+PERIOD: Final = 3600.0  # seconds; what is told covers this long at least, unless there are very many clients
+ROOM: Final = 4096  # clients whose doings are kept, twice
+_BITS: Final = 2048  # for the destinations of one client
 
 
 class Tally:

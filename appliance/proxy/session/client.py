@@ -5,6 +5,7 @@ came.
 """
 
 from functools import partial
+from typing import Final
 
 from appliance.proxy.session import command
 from appliance.proxy.session.command import ANSWER_MAX, LINE_MAX
@@ -12,11 +13,12 @@ from appliance.proxy.session.content import ContentSide
 from appliance.proxy.session.state import UNINSPECTABLE, Awaited, Chunks, Phase
 from appliance.proxy.session.verdict import Action, Gate, Verdict
 
-_WAITS = frozenset((Awaited.HELO, Awaited.EHLO, Awaited.AUTH, Awaited.STARTTLS, Awaited.DATA))
+_WAITS: Final = frozenset((Awaited.HELO, Awaited.EHLO, Awaited.AUTH, Awaited.STARTTLS, Awaited.DATA))
 
-_ABOUT_MAIL, _ABOUT_RCPT = Gate.MAIL | Gate.REPLY_MAIL, Gate.RCPT | Gate.REPLY_RCPT
+_ABOUT_MAIL: Final = Gate.MAIL | Gate.REPLY_MAIL
+_ABOUT_RCPT: Final = Gate.RCPT | Gate.REPLY_RCPT
 
-_BARE_ENDS = {"reject": b"", "normalise": b"\r\n", "pass": b"\n"}
+_BARE_ENDS: Final = {"reject": b"", "normalise": b"\r\n", "pass": b"\n"}
 
 
 class ClientSide(ContentSide):
@@ -65,8 +67,7 @@ class ClientSide(ContentSide):
         """Read on as far as the bytes and the phase allow."""
         if self._in:
             while self._at < len(self._in):
-                step = _STEPS.get(self.phase)
-                if step is None or not step(self):
+                if not self._step():
                     break
             self._flush()
             if self._at * 2 >= len(self._in):  # keep no more than twice what waits
@@ -75,6 +76,21 @@ class ClientSide(ContentSide):
                 self._start = self._at = 0
         if self._client_done:
             self._leave_if_done()
+
+    def _step(self) -> bool:
+        """Read what the phase expects; False when that takes more bytes, or another phase."""
+        phase = self.phase
+        if phase is Phase.COMMAND:
+            return self._commands()
+        if phase is Phase.BODY:
+            return self._body_bytes()
+        if phase is Phase.CHUNK:
+            return self._chunk_bytes()
+        if phase is Phase.ANSWER:
+            return self._irregular()
+        if phase is Phase.LONG:
+            return self._long()
+        return phase is Phase.SKIP and self._skip()
 
     def _leave_if_done(self) -> None:
         if self.phase in (Phase.ASKED, Phase.ENDING, Phase.DIRECT, Phase.CLOSED):
@@ -223,7 +239,11 @@ class ClientSide(ContentSide):
             self._pass_line(kind, owed)
             return
         self._flush()
-        self._ask(gate, subject, partial(self._decided, kind, owed))
+        verdict = self._effects.ask(gate, subject)
+        if verdict is None:
+            self._wait_for(partial(self._decided, kind, owed))
+        else:
+            self._decided(kind, owed, verdict)
 
     def _decided(self, kind: Awaited, owed: bytes, verdict: Verdict) -> None:
         if verdict.action is Action.PASS:
@@ -301,7 +321,7 @@ class ClientSide(ContentSide):
             self._pass_line(Awaited.PLAIN, b"")
 
 
-_HANDLERS = {
+_HANDLERS: Final = {
     b"HELO": ClientSide._helo,
     b"EHLO": ClientSide._ehlo,
     b"MAIL": ClientSide._mail,
@@ -313,13 +333,4 @@ _HANDLERS = {
     b"STARTTLS": ClientSide._starttls,
     b"XCLIENT": ClientSide._xclient,
     **dict.fromkeys(UNINSPECTABLE, ClientSide._uninspectable),
-}
-
-_STEPS = {
-    Phase.COMMAND: ClientSide._commands,
-    Phase.ANSWER: ClientSide._irregular,
-    Phase.LONG: ClientSide._long,
-    Phase.SKIP: ClientSide._skip,
-    Phase.BODY: ClientSide._body_bytes,
-    Phase.CHUNK: ClientSide._chunk_bytes,
 }

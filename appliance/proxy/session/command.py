@@ -1,22 +1,23 @@
 """Commands: how a line from the client is read (RFC 5321 section 4.1.1). No state, no effects."""
 
 import re
+from typing import Final
 
-LINE_MAX = 2048
+LINE_MAX: Final = 2048
 """Longest line, CRLF included, of a command that is looked at."""
 
-ANSWER_MAX = 12288
+ANSWER_MAX: Final = 12288
 """Longest AUTH command or answer to its challenge (RFC 4954 section 4)."""
 
-CHUNK_MAX = 2**31 - 2**16
+CHUNK_MAX: Final = 2**31 - 2**16
 """Longest chunk, with room for the gateway's header: Exim counts modulo 2**32 and would lose its place."""
 
 # Quantifiers are possessive throughout: none ever tries a shorter match, so that no line costs more than its
 # length.
-_VERB = rb"[ \t\v\f]*+([^ \t\v\f\0\r\n]*+)"
-_VERB_BEHIND_CR = rb"[ \t\v\f\r]*+([^ \t\v\f\0\r\n]*+)"
+_VERB: Final = rb"[ \t\v\f]*+([^ \t\v\f\0\r\n]*+)"
+_VERB_BEHIND_CR: Final = rb"[ \t\v\f\r]*+([^ \t\v\f\0\r\n]*+)"
 
-VERB = {
+VERB: Final = {
     "reject": re.compile(_VERB),
     "normalise": re.compile(_VERB),
     "pass": re.compile(_VERB_BEHIND_CR),
@@ -24,22 +25,22 @@ VERB = {
 """The verb of a line, by `bare_newline`. White space around it is read as lenient servers read it, or one
 could pass unseen."""
 
-LINE = {
+LINE: Final = {
     "reject": re.compile(_VERB + rb"[^\0\r\n]*+\r\n"),
     "normalise": re.compile(_VERB + rb"[^\0\r\n]*+(?:\r?\n|\r(?=[^\n]))"),
     "pass": re.compile(_VERB_BEHIND_CR + rb"[^\0\n]*+\n"),
 }
 """One whole command line and its verb."""
 
-UNCLEAN = {
+UNCLEAN: Final = {
     "reject": re.compile(rb"[\0\r\n]"),
     "normalise": re.compile(rb"[\0\r\n]"),
     "pass": re.compile(rb"[\0\n]"),
 }
 """Where a line ends, well or badly: a line end, or what may not stand inside a command."""
 
-_PATH = re.compile(rb'[^:]*+:[ \t]*+(?:<((?:"(?:[^"\\]|\\.)*+"|[^">])*+)>|([^ \t\r\n]*+))')
-_BDAT = re.compile(rb"[ \t]*BDAT[ \t]+([0-9]{1,15})([ \t]+LAST)?[ \t]*[\r\n]*", re.IGNORECASE)
+_PATH: Final = re.compile(rb'[^:]*+:[ \t]*+(?:<((?:"(?:[^"\\]|\\.)*+"|[^">])*+)>|([^ \t\r\n]*+))')
+_BDAT: Final = re.compile(rb"[ \t]*BDAT[ \t]+([0-9]{1,15})([ \t]+LAST)?[ \t]*[\r\n]*", re.IGNORECASE)
 
 
 def path(line: bytes) -> bytes:

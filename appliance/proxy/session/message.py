@@ -7,20 +7,21 @@ other words than a reader. Depending on `bare_newline` all that is refused, rewr
 """
 
 import re
+from typing import Final
 
-_END = b"\r\n.\r\n"
+_END: Final = b"\r\n.\r\n"
 
 # A line end, perhaps a dot, perhaps half a line end: what the next bytes may turn into an end of message.
-_UNDECIDED = re.compile(rb"(?:\r\n|\n|\r)(?:\.\r?)?\Z")
+_UNDECIDED: Final = re.compile(rb"(?:\r\n|\n|\r)(?:\.\r?)?\Z")
 
 # A dot that a lenient reader takes for the end of the message or for stuffing. `\r\n.\r` at the very end of a
 # buffer is still undecided.
-_LENIENT_END = re.compile(rb"(?:(?<!\r)\n|\r)\.|\r\n\.(?:[\0\n]|\r[^\n])")
+_LENIENT_END: Final = re.compile(rb"(?:(?<!\r)\n|\r)\.|\r\n\.(?:[\0\n]|\r[^\n])")
 
 # What `normalise` must stuff, for to a strict reader it neither begins a line nor ends the message: a dot
 # behind a bare newline, and a dot that stands alone once the bare newline behind it is a line end.
-_BARE_DOT = re.compile(rb"(?:(?<!\r)\n|\r)\.")
-_LONE_DOT = re.compile(rb"(?<=\r\n)\.(?=[\0\n]|\r(?!\n))")
+_BARE_DOT: Final = re.compile(rb"(?:(?<!\r)\n|\r)\.")
+_LONE_DOT: Final = re.compile(rb"(?<=\r\n)\.(?=[\0\n]|\r(?!\n))")
 
 
 def crlf(text: bytes) -> bytes:

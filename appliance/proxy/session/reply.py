@@ -4,17 +4,18 @@ Used by the session and the take-over. Knows nothing of commands or of what a re
 """
 
 import re
+from typing import Final
 
-REPLY_MAX = 4096
+REPLY_MAX: Final = 4096
 """Longest reply line, CRLF included, that is accepted from a server."""
 
-_TEXT_MAX = 480
-_OFFERS_MAX = 64
+_TEXT_MAX: Final = 480
+_OFFERS_MAX: Final = 64
 
-REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])[^\r\n]*)?\r\n")
+REPLY_LINE: Final = re.compile(rb"([2-5][0-9][0-9])(?:([ -])[^\r\n]*)?\r\n")
 """One whole line of a reply: its code, and `-` when more lines follow. A bare code is a reply too."""
 
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f]")
+_UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def reply(code: int, enhanced: str, text: str) -> bytes:

@@ -1,6 +1,7 @@
 """The server's direction, which reply answers what, and with it the whole `Session`."""
 
 from collections.abc import Callable
+from typing import Final
 
 from appliance.proxy.session.client import ClientSide
 from appliance.proxy.session.reply import REPLY_LINE, REPLY_MAX, EhloReply
@@ -31,30 +32,30 @@ class Session(ClientSide):
         size = len(data)
         while at < size and self.phase not in _SERVER_GONE:
             match = REPLY_LINE.match(data, at)
-            if match is None or match.end() - at > REPLY_MAX or (self._code and match[1] != self._code):
+            code, end = (match[1], match.end()) if match else (b"", at)
+            if match is None or end - at > REPLY_MAX or (self._code and code != self._code):
                 self._to_client(data[start:at])
                 self._odd(data[at:], match is not None)
                 break
-            end = match.end()
             last = match[2] != b"-"
             if not self._awaited:
                 self._to_client(data[start:at])
-                self._unasked(match[1], data[at:end], last)
-            elif (kind := self._awaited[0][0]) <= Awaited.RCPT and match[1] != b"354":
+                self._unasked(code, data[at:end], last)
+            elif (kind := self._awaited[0][0]) <= Awaited.RCPT and code != b"354":
                 at = end
                 if not last:
-                    self._code = match[1]
+                    self._code = code
                     continue
                 self._code = b""
                 self._awaited.pop(0)
-                self.recipients += kind is Awaited.RCPT and match[1][0] == 0x32
+                self.recipients += kind is Awaited.RCPT and code[0] == 0x32
                 if not self._awaited or self._awaited[0][0] < Awaited.OWN:
                     continue
                 self._to_client(data[start:at])
                 self._drain()
             else:
                 self._to_client(data[start:at])
-                self._looked_at(match[1], data[at:end], last)
+                self._looked_at(code, data[at:end], last)
             start = at = end
         else:
             self._to_client(data[start:at])
@@ -276,10 +277,10 @@ def _masked(settings: Settings) -> set[bytes]:
     return masked
 
 
-_SERVER_GONE = frozenset((Phase.TAKEN, Phase.DIRECT, Phase.CLOSED))
-_XCLIENT = frozenset((Awaited.XCLIENT_GREETING, Awaited.XCLIENT_EHLO, Awaited.XCLIENT))
+_SERVER_GONE: Final = frozenset((Phase.TAKEN, Phase.DIRECT, Phase.CLOSED))
+_XCLIENT: Final = frozenset((Awaited.XCLIENT_GREETING, Awaited.XCLIENT_EHLO, Awaited.XCLIENT))
 
-_REPLIES: dict[Awaited, Callable[[Session, bytes, bytes, bool, bool, bytes], None]] = {
+_REPLIES: Final[dict[Awaited, Callable[[Session, bytes, bytes, bool, bool, bytes], None]]] = {
     Awaited.HELO: Session._helo_reply,
     Awaited.EHLO: Session._ehlo_reply,
     Awaited.RSET: Session._rset_reply,

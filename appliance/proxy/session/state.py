@@ -5,6 +5,7 @@
 
 import enum
 from collections.abc import Callable
+from typing import Final
 
 from appliance.proxy.session import command
 from appliance.proxy.session.message import DataBody
@@ -74,7 +75,7 @@ class Chunks(enum.Enum):
 AUTH_OFFERED, AUTH_ACCEPTED, AUTH_REJECTED = 1, 2, 4
 """Bits of `Session.auth`."""
 
-UNINSPECTABLE = frozenset((b"XEXCH50", b"BURL", b"X-ANONYMOUSTLS"))
+UNINSPECTABLE: Final = frozenset((b"XEXCH50", b"BURL", b"X-ANONYMOUSTLS"))
 """Extensions by which content would reach the server past the gateway's eyes: never offered."""
 
 
@@ -243,10 +244,14 @@ class SessionState:
     def _ask(self, gate: Gate, subject: bytes, then: Callable[[Verdict], None]) -> None:
         verdict = self._effects.ask(gate, subject) if self._gates & gate else PASS
         if verdict is None:
-            self.phase = Phase.ASKED
-            self._then = then
+            self._wait_for(then)
         else:
             then(verdict)
+
+    def _wait_for(self, then: Callable[[Verdict], None]) -> None:
+        """A check takes its time: go on with its verdict when it comes."""
+        self.phase = Phase.ASKED
+        self._then = then
 
     def _end_of_message(self) -> None:
         """Everything but the end is with the server: the scanners have the word."""
@@ -273,7 +278,7 @@ class SessionState:
         self._end_of_message()
 
 
-_VERBS = {
+_VERBS: Final = {
     Awaited.RCPT: b"RCPT",
     Awaited.RCPT_WATCHED: b"RCPT",
     Awaited.MAIL_WATCHED: b"MAIL",

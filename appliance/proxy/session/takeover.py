@@ -4,13 +4,14 @@ Sans I/O like the session, which hands it the client's bytes and sends what it a
 """
 
 import re
+from typing import Final
 
 from appliance.proxy.session.command import LINE_MAX, chunk
 from appliance.proxy.session.message import DataBody
 from appliance.proxy.session.reply import reply
 from appliance.proxy.session.verdict import Settings
 
-_WORDS = re.compile(rb"[^\s]+")
+_WORDS: Final = re.compile(rb"[^\s]+")
 
 
 class TakeOver:

@@ -7,7 +7,7 @@ worker alike.
 
 import enum
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 
 class Gate(enum.IntEnum):
@@ -56,7 +56,7 @@ class Verdict:
     reason: str = ""
 
 
-PASS = Verdict(Action.PASS)
+PASS: Final = Verdict(Action.PASS)
 
 
 class Effects(Protocol):
