@@ -31,6 +31,7 @@ COMPILED = [
     "appliance/proxy/clients.py",
     "appliance/proxy/connection.py",
     "appliance/proxy/deadlines.py",
+    "appliance/proxy/doorway.py",
     "appliance/proxy/inspection.py",
     "appliance/proxy/ledger.py",
     "appliance/proxy/locks.py",
@@ -38,6 +39,7 @@ COMPILED = [
     "appliance/proxy/quota.py",
     "appliance/proxy/relay.py",
     "appliance/proxy/scoreboard.py",
+    "appliance/proxy/streams.py",
     "appliance/proxy/talkers.py",
     "appliance/proxy/visit.py",
 ]

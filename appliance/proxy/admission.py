@@ -79,22 +79,36 @@ def refusal_of_ident(visit: Visit) -> str | None:
     return None
 
 
-async def route(visit: Visit, accepted: socket.socket) -> Route:
-    """Find where a client meant to go. Raises Unreachable."""
-    service, config, cause = visit.service, visit.service.config, ""
+def known_route(visit: Visit, accepted: socket.socket) -> Route | None:
+    """Tell where a client meant to go; None when that has to be found out. Raises Unreachable."""
     try:
-        return await service.lookup.find(accepted, visit.client, visit.local)
-    except LookupFailure as failure:
-        why, cause = str(failure), failure.cause
-    except OSError as error:
+        return visit.service.lookup.known(accepted, visit.client, visit.local)
+    except Exception as error:
+        raise _lost(visit, error) from None
+
+
+async def route(visit: Visit, accepted: socket.socket) -> Route:
+    """Find out where a client meant to go. Raises Unreachable."""
+    try:
+        return await visit.service.lookup.find(accepted, visit.client, visit.local)
+    except Exception as error:
+        raise _lost(visit, error) from None
+
+
+def _lost(visit: Visit, error: Exception) -> Unreachable:
+    """Make the exception for a lookup that failed."""
+    service, config, cause = visit.service, visit.service.config, ""
+    if isinstance(error, LookupFailure):
+        why, cause = str(error), error.cause
+    elif isinstance(error, OSError):
         why = config.msg_lookup_nomem if error.errno in _NO_MEMORY else error.strerror or str(error)
-    except Exception as error:  # a defect, perhaps of another package's mode
+    else:  # a defect, perhaps of another package's mode
         told = {"message": "a lookup broke down", "exception": error}
         asyncio.get_running_loop().call_exception_handler(told)
         why = config.msg_lookup_unknown
     service.board.add(Counter.REJECT_OTHER)
     service.log.err("LOOKUP:FAILED", **visit.who(), why=cause or why)
-    raise Unreachable(f"{config.msg_lookup_failed} ({why})")
+    return Unreachable(f"{config.msg_lookup_failed} ({why})")
 
 
 def unreachable(visit: Visit, error: OSError) -> Unreachable:
@@ -115,9 +129,9 @@ def outgoing(visit: Visit, route: Route) -> socket.socket:
     """Make the socket towards the server, in the client's name where the mode wants that. Raises OSError."""
     six = ":" in route.destination.address
     family = socket.AF_INET6 if six else socket.AF_INET
-    # uvloop must be able to detach it, or the descriptor would be closed twice: no plain _socket.socket here.
     made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         source = ""
         if route.as_client:
             source = visit.client.address

@@ -11,20 +11,21 @@ import heapq
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 from appliance.proxy import admission
 from appliance.proxy.checks import Checks
 from appliance.proxy.deadlines import Deadlines
 from appliance.proxy.inspection import Inspection
 from appliance.proxy.lookup import Endpoint, Route
-from appliance.proxy.relay import Relay, ServerSide, Turn
+from appliance.proxy.relay import Relay
 from appliance.proxy.scoreboard import Counter
 from appliance.proxy.session import Action, Gate, Phase, Session, Verdict
 from appliance.proxy.session.reply import reply
 from appliance.proxy.session.state import AUTH_ACCEPTED, AUTH_OFFERED
 from appliance.proxy.session.xclient import ClientOrigin
+from appliance.proxy.streams import Stream, Turn
 from appliance.proxy.visit import Visit
 
 LOOK = 0.5  # seconds from one look to the next whether a server that does not speak is there
@@ -42,20 +43,15 @@ _STATES = {
 class Connections:
     """The open connections of a worker, each with a number.
 
-    `last_left` is called when none is left, `came_in` for each new one, with the number of its file.
-
-    `parting` of them are over but for their last words. What all hear and say goes through `turn`, and
-    `deadlines` knows when each has been silent for too long.
+    `last_left` is called when none is left. `parting` of them are over but for their last words. What all
+    hear and say goes through `turn`, and `deadlines` knows when each has been silent for too long.
     """
 
-    def __init__(
-        self, last_left: Callable[[], None], came_in: Callable[[int], None] = lambda _: None
-    ) -> None:
+    def __init__(self, last_left: Callable[[], None]) -> None:
         self._open: set[Connection] = set()
         self._free: list[int] = []
         self._numbers = 0
         self._last_left = last_left
-        self.came_in = came_in
         self.parting = 0
         self.turn = Turn()
         self.deadlines = Deadlines()
@@ -86,83 +82,98 @@ class Connections:
 class Connection(Relay):
     """One client. Implements the session's `Effects`."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, checks: Checks, connections: Connections) -> None:
-        super().__init__(loop, connections.turn, checks.service.config.buffer_size)
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        checks: Checks,
+        connections: Connections,
+        client: socket.socket,
+        peer: tuple[Any, ...],
+    ) -> None:
+        """A client was accepted from `peer`: let it in, or tell it why not."""
+        self._visit = Visit(checks.service, _endpoint(peer), _endpoint(client.getsockname()))
+        super().__init__(loop, connections.turn, client, checks.service.config.buffer_size)
         self._checks = checks
         self._service = checks.service
         self._connections = connections
-        self.slot = -1
-        self._visit: Visit
-        self._inspection: Inspection
+        self._inspection = Inspection(self._visit, checks, self.resume)
         self._session: Session | None = None
         self._admission: asyncio.Task[None] | None = None
         self._deadline = 0  # its number among all, if there is one
-        self._outgoing: socket.socket | None = None
+        self._connecting = False
         self._connect_until = 0.0
         self._was_direct = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client was accepted: let it in, or tell it why not."""
-        self._client = cast("asyncio.Transport", transport)
-        self.widen(self._client)
-        self._connections.came_in(transport.get_extra_info("socket").fileno())
-        if not (peer := transport.get_extra_info("peername")):
-            self._client.abort()  # it has left already, and has no address any more
-            return
-        client = _endpoint(peer)
-        self._visit = Visit(self._service, client, _endpoint(transport.get_extra_info("sockname")))
-        self._inspection = Inspection(self._visit, self._checks, self.resume)
-        self._service.clients.opened(client.address)
-        self.slot = self._connections.enter(self)
-        self._arm(self._service.config.timeout_idle)
+        self._service.clients.opened(self._visit.client.address)
+        self.slot = connections.enter(self)
         refusal = admission.refusal(self._visit)
         if refusal is None:
-            self._admission = self._loop.create_task(self._admit())
+            self._admit()
         else:
             self._refuse(refusal)
 
-    def connection_lost(self, _error: Exception | None) -> None:
+    def client_left(self) -> None:
         """The client is gone."""
-        self._connections.turn.judge()
-        if self.slot >= 0:
-            self.finish("client")
-            self._connections.leave(self)
+        self.finish("client")
+        self._connections.leave(self)
 
-    async def _admit(self) -> None:
+    def _admit(self) -> None:
+        """Let the client in: at once, unless somebody has to be asked about it."""
         try:
-            accepted = cast("socket.socket", self._client.get_extra_info("socket"))
-            route = self._visit.route = await admission.route(self._visit, accepted)
-            if refusal := admission.refusal_of_ident(self._visit):
-                self._refuse(refusal)
-                return
-            verdict = await self._inspection.admit()
-            if verdict.action is not Action.PASS:
-                self._refuse(verdict.text)
-                return
-            if self._service.log.enabled("info"):
-                self._service.log.info(
-                    "NEW", **self._visit.who(), dst=route.destination, on=self._visit.local
-                )
-            await self._open_server(route)
-        except admission.Unreachable as unreachable:
-            self._play_server(str(unreachable))
-        except Exception as error:
-            self._loop.call_exception_handler({"message": "a client was not let in", "exception": error})
-            if self._session:
-                self.end("server")
+            self._visit.route = admission.known_route(self._visit, self._client.sock)
+            answer = self._judge() if self._visit.route else self._find()
+            if isinstance(answer, Verdict):
+                self._admitted(answer)
             else:
-                self._play_server(self._service.config.msg_temp_unavail)
+                self._arm(self._service.config.timeout_idle)
+                self._admission = self._loop.create_task(self._admit_later(answer))
+        except Exception as error:
+            self._not_admitted(error)
+
+    async def _admit_later(self, answer: Awaitable[Verdict]) -> None:
+        try:
+            self._admitted(await answer)
+        except Exception as error:
+            self._not_admitted(error)
+
+    async def _find(self) -> Verdict:
+        self._visit.route = await admission.route(self._visit, self._client.sock)
+        answer = self._judge()
+        return answer if isinstance(answer, Verdict) else await answer
+
+    def _judge(self) -> Verdict | Awaitable[Verdict]:
+        """See what there is against a client whose destination is known."""
+        refusal = admission.refusal_of_ident(self._visit)
+        return Verdict(Action.HANGUP, 554, "", refusal) if refusal else self._inspection.admit()
+
+    def _admitted(self, verdict: Verdict) -> None:
+        route = self._visit.route
+        assert route
+        if verdict.action is not Action.PASS:
+            self._refuse(verdict.text)
+            return
+        if self._service.log.enabled("info"):
+            self._service.log.info("NEW", **self._visit.who(), dst=route.destination, on=self._visit.local)
+        self._open_server(route)
+
+    def _not_admitted(self, error: Exception) -> None:
+        if isinstance(error, admission.Unreachable):
+            self._play_server(str(error))
+            return
+        self._loop.call_exception_handler({"message": "a client was not let in", "exception": error})
+        if self._session:
+            self.end("server")
+        else:
+            self._play_server(self._service.config.msg_temp_unavail)
 
     def _play_server(self, reason: str) -> None:
         """There is no server: take its part."""
         self._begin_session(None).greet_and_take_over(reason)
         self._listen()
 
-    async def _open_server(self, route: Route) -> None:
+    def _open_server(self, route: Route) -> None:
         """Set out for the server, to arrive within timeout_connect; raises Unreachable.
 
-        The loop gets the socket while it is still connecting: it will read the greeting from it, or the
-        reason why there is none. To wait for the connection besides would cost as much as the whole accept.
+        The socket is read from at once: what comes is the greeting, or the reason why there is none.
         """
         limit = self._service.config.timeout_connect
         self._connect_until = self._loop.time() + limit
@@ -175,16 +186,12 @@ class Connection(Relay):
                 raise OSError(error, os.strerror(error))
             if self._service.config.spf == "outgoing":
                 self._visit.source = outgoing.getsockname()[0]
-            self._outgoing = outgoing
-            await self._loop.create_connection(
-                lambda: cast("asyncio.Protocol", ServerSide(self)), sock=outgoing
-            )
-        except BaseException as failure:
+        except OSError as failure:
             if outgoing:
                 outgoing.close()
-            if isinstance(failure, OSError):
-                raise admission.unreachable(self._visit, failure) from None
-            raise
+            raise admission.unreachable(self._visit, failure) from None
+        self._connecting = True
+        self.meet(outgoing)
 
     def _refuse(self, text: str) -> None:
         """Turn the client away with one line."""
@@ -195,7 +202,7 @@ class Connection(Relay):
 
     def server_missed(self, error: OSError) -> None:
         """Tell the client why there is no server."""
-        self._outgoing = None
+        self._connecting = False
         self._play_server(str(admission.unreachable(self._visit, error)))
 
     def server_reached(self) -> None:
@@ -208,7 +215,8 @@ class Connection(Relay):
         self._listen()
 
     def _begin_session(self, origin: ClientOrigin | None) -> Session:
-        self._admission = self._outgoing = None
+        self._admission = None
+        self._connecting = False
         self._arm(self._service.config.timeout_idle)
         self._session = self._visit.session = Session(self._checks.settings, self, origin)
         return self._session
@@ -261,10 +269,10 @@ class Connection(Relay):
 
     def direct(self) -> None:
         """Relay both ways without looking from here on."""
-        self._direct = self._was_direct = True
+        self._was_direct = True
         self._service.board.add(Counter.DIRECT)
         self._arm(self._service.config.timeout_direct)
-        self.regulate()
+        self.relay_directly()
 
     def taken_over(self, reason: str) -> None:
         """The session plays server: it has timeout_session for that."""
@@ -284,7 +292,7 @@ class Connection(Relay):
         self._heard = self._loop.time()  # nobody was silent meanwhile but ourselves
         if self._session and not self._ended:
             self._session.resume(verdict)
-            if not self._reading_client:
+            if self._client.paused:
                 self.regulate()
 
     def end(self, by: str) -> None:
@@ -303,7 +311,7 @@ class Connection(Relay):
         self._arm(0)
         if self._admission:
             self._admission.cancel()
-        self._outgoing = None
+        self._connecting = False
         self._inspection.cancel()
         if self._session:
             self._session.end()
@@ -337,25 +345,25 @@ class Connection(Relay):
             self._connections.deadlines.clear(self, self._deadline)
         self._deadline = self._connections.deadlines.set(self, seconds) if seconds else 0
 
-    def _look_for(self, outgoing: socket.socket) -> None:
+    def _look_for(self, server: Stream) -> None:
         """The server has not spoken so far: is it there?"""
         left = self._connect_until - self._loop.time()
-        if _is_connected(outgoing):
+        if _is_connected(server.sock):
             self.server_reached()
         elif left > 0:
             self._arm(min(left, LOOK))
         else:
-            if self._server:
-                self._server.abort()
-                self._server = None
+            server.abort()
+            self._server = None
             self.server_missed(TimeoutError())
 
     def ring(self) -> None:
         """Nothing is timed for each byte: the deadline looks back when it has come."""
         self._deadline = 0
         session, config = self._session, self._service.config
-        if self._outgoing:
-            self._look_for(self._outgoing)
+        if self._connecting:
+            assert self._server
+            self._look_for(self._server)
             return
         if session and session.phase is Phase.TAKEN:
             self.note_end("timeout")

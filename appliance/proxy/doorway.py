@@ -9,11 +9,15 @@ import asyncio
 import resource
 import socket
 from collections.abc import Callable
+from typing import Any, Final
 
 from appliance.config import Config
+from appliance.proxy.readiness import READ
+from appliance.proxy.streams import Turn, Watched
 
-LEAST_QUEUE = 1024  # clients in the kernel's queue, however short connect_queue is
-_SPARE = 16  # files kept for the sessions that are there, or an eighth of all if that is more
+LEAST_QUEUE: Final = 1024  # clients in the kernel's queue, however short connect_queue is
+_SPARE: Final = 16  # files kept for the sessions that are there, or an eighth of all if that is more
+_TOGETHER: Final = 16  # clients that are taken in at a time
 
 
 def queue_length(config: Config) -> int:
@@ -26,47 +30,75 @@ def queue_length(config: Config) -> int:
     return max(config.connect_queue, LEAST_QUEUE)
 
 
-class Doorway:
-    """Hands clients that connect to `listener` to what `make` makes."""
+class Doorway(Watched):
+    """Hands clients that connect to `listener`, and their addresses, to `welcome`.
 
-    def __init__(self, listener: socket.socket, make: Callable[[], asyncio.Protocol]) -> None:
+    When there are no files for more, `crowded` is told why, once for each client, and should `pause` it.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        turn: Turn,
+        welcome: Callable[[socket.socket, tuple[Any, ...]], None],
+        crowded: Callable[[str], None],
+    ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._listener, self._make = listener, make
-        self._server: asyncio.Server | None = None
-        self._opening: asyncio.Task[None] | None = None
+        self._listener, self._turn = listener, turn
+        self._welcome, self._crowded = welcome, crowded
+        self._open = False
+        self._opening: asyncio.TimerHandle | None = None
         allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most = allowed - max(_SPARE, allowed // 8)
+        listener.setblocking(False)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # clients' sockets inherit it
 
-    async def open(self, queue: int) -> None:
+    def open(self, queue: int) -> None:
         """Take clients in; the kernel keeps at most `queue` more waiting."""
-        # The server closes the socket that it is given, and the queue with it if there is no other.
-        self._server = await self._loop.create_server(self._make, sock=self._listener.dup(), backlog=queue)
+        self._opening = None
+        self._open = True
+        self._listener.listen(queue)
+        self._turn.watch(self._listener.fileno(), READ, 0, self)
 
-    def is_narrow(self, descriptor: int) -> bool:
-        """Tell whether the one who came in by this descriptor should be the last for now.
+    def ready(self, _mask: int) -> None:
+        """Take the next ones in, a few at a time, so that those who are there get on as well."""
+        for _ in range(_TOGETHER):
+            if not self._open:
+                break
+            try:
+                client, peer = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                break
+            except OSError as error:
+                self._crowded(error.strerror or str(error))
+                break
+            client.setblocking(False)
+            # The kernel gives out the lowest number that is free, so it tells how many are in use.
+            if client.fileno() >= self._most:
+                self._crowded("too many open files")
+            self._welcome(client, peer)
 
-        The kernel gives out the lowest number that is free, so it tells how many are in use.
-        """
-        return descriptor >= self._most
+    def broken(self, error: Exception) -> None:
+        """A defect in welcoming a client costs that client."""
+        told = {"message": "a client was not welcomed", "exception": error}
+        self._loop.call_exception_handler(told)
 
     def pause(self, seconds: float, queue: int) -> bool:
-        """Leave clients in the queue for a while; false when that is so already."""
-        if self._server is None:
+        """Leave clients in the queue for a while; false when that is done already."""
+        if not self._open:
             return False
-        self._server.close()
-        self._server = None
-        self._opening = self._loop.create_task(self._open_later(seconds, queue))
+        self._shut()
+        self._opening = self._loop.call_later(seconds, self.open, queue)
         return True
-
-    async def _open_later(self, seconds: float, queue: int) -> None:
-        await asyncio.sleep(seconds)
-        await self.open(queue)
 
     def close(self) -> None:
         """Take nobody in any more."""
         if self._opening:
             self._opening.cancel()
-        if self._server:
-            self._server.close()
-            self._server = None
+        self._shut()
         self._listener.close()
+
+    def _shut(self) -> None:
+        if self._open:
+            self._open = False
+            self._turn.watch(self._listener.fileno(), 0, READ, self)

@@ -26,11 +26,21 @@ class Inspection:
         self.message = Message(visit, resume)
         self.waiting = ""  # for which check, as the status file calls it
 
-    async def admit(self) -> Verdict:
+    def admit(self) -> Verdict | Awaitable[Verdict]:
         """Answer the gate CONNECT, the one that is asked before there is a session."""
         if target := self._visit.target:
             self._tally().went_to(target.address)
-        return await self._ask_on(PASS, self._checks.at(Gate.CONNECT), b"")
+        checks = self._checks.at(Gate.CONNECT)
+        for number, check in enumerate(checks):
+            answer = check.ask(self._visit, b"")
+            if not isinstance(answer, Verdict):
+                return self._admit_later(self._wait(check, answer), checks[number + 1 :])
+            if answer.action is not Action.PASS:
+                return answer
+        return PASS
+
+    async def _admit_later(self, first: Awaitable[Verdict], checks: Sequence[Check]) -> Verdict:
+        return await self._ask_on(await first, checks, b"")
 
     def ask(self, gate: Gate, subject: bytes) -> Verdict | None:
         """Answer a gate of the session; None when the answer takes time."""

@@ -15,7 +15,7 @@ import pkgutil
 import socket
 import sys
 import traceback
-from typing import cast
+from typing import Any
 
 import uvloop
 
@@ -52,7 +52,7 @@ class Worker:
     ) -> None:
         self._index = index
         self._loop = asyncio.get_running_loop()
-        self._connections = Connections(self._end_if_drained, self._came_in)
+        self._connections = Connections(self._end_if_drained)
         self._listener = listener
         self._board = board
         self._control = control
@@ -137,12 +137,12 @@ class Worker:
         sweep(config.spool_path)
         if self._index == 0:  # one of us is enough
             self._sweeper = self._loop.create_task(self._sweep_locks())
-        self._doorway = Doorway(self._listener, self._welcome)
-        await self._doorway.open(queue_length(config))
+        self._doorway = Doorway(self._listener, self._connections.turn, self._welcome, self._crowded)
+        self._doorway.open(queue_length(config))
         self._say({"is": "ready"})
 
-    def _welcome(self) -> asyncio.Protocol:
-        return cast("asyncio.Protocol", Connection(self._loop, self._checks, self._connections))
+    def _welcome(self, client: socket.socket, peer: tuple[Any, ...]) -> None:
+        Connection(self._loop, self._checks, self._connections, client, peer)
 
     def _configured(self, config: Config) -> Checks:
         return Checks(Service(config, self._log, self._board, self._clients, self._scripts))
@@ -165,15 +165,11 @@ class Worker:
             self._doorway.close()
             self._doorway = None
 
-    def _came_in(self, descriptor: int) -> None:
-        """A client is there: are there files for another one?"""
+    def _crowded(self, why: str) -> None:
+        """A client is there, but no file for another one."""
         config = self._checks.service.config
-        if (
-            self._doorway
-            and self._doorway.is_narrow(descriptor)
-            and self._doorway.pause(config.enfile_sleep, queue_length(config))
-        ):
-            self._log.err("ACCEPT:PAUSED", why="too many open files", time=config.enfile_sleep)
+        if self._doorway and self._doorway.pause(config.enfile_sleep, queue_length(config)):
+            self._log.err("ACCEPT:PAUSED", why=why, time=config.enfile_sleep)
 
     def _set_priority(self, priority: int) -> None:
         if priority:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import pytest
 import uvloop
@@ -25,6 +25,7 @@ from appliance.proxy import admission
 from appliance.proxy.checks import Checks
 from appliance.proxy.clients import Clients
 from appliance.proxy.connection import Connection, Connections
+from appliance.proxy.doorway import Doorway
 from appliance.proxy.lookup import Endpoint, Lookup, LookupFailure, Route
 from appliance.proxy.scoreboard import Scoreboard
 from appliance.proxy.service import Service
@@ -284,14 +285,19 @@ def talk_to(outcome: Route | Exception, tmp_path: Path, text: str) -> list[str]:
         service = Service(config, log, Scoreboard.create(1), Clients())
         service.lookup = Astray(outcome)
         checks, connections = Checks(service), Connections(lambda: None)
-        server = await loop.create_server(
-            lambda: cast("asyncio.Protocol", Connection(loop, checks, connections)), "127.0.0.1", 0
-        )
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+
+        def welcome(client: socket.socket, peer: tuple[Any, ...]) -> None:
+            Connection(loop, checks, connections, client, peer)
+
+        listener = socket.create_server(("127.0.0.1", 0))
+        address = listener.getsockname()
+        doorway = Doorway(listener, connections.turn, welcome, pytest.fail)
+        doorway.open(1)
+        reader, writer = await asyncio.open_connection(*address)
         greeting = await reader.readline()
         writer.write(b"MAIL FROM:<a@b>\r\n")
         answer = await reader.readline()
-        for closing in (server, writer):
+        for closing in (doorway, writer):
             closing.close()
         return [line.decode().strip() for line in (greeting, answer)]
 

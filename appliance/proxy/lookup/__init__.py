@@ -9,7 +9,6 @@ import functools
 import importlib
 import socket
 import sys
-from abc import ABC, abstractmethod
 from importlib.metadata import entry_points
 from typing import NamedTuple
 
@@ -56,19 +55,26 @@ class LookupFailure(Exception):
         self.cause = cause
 
 
-class Lookup(ABC):
-    """Finds the destination of connections, by one of the modes."""
+class Lookup:
+    """Finds the destination of connections, by one of the modes: `known` or `find` has to be there."""
 
-    @classmethod  # noqa: B027 - most need nothing
+    @classmethod
     def prepare(cls) -> None:
         """Open what takes privileges; raises ValueError. A worker calls it once, while it still has them."""
 
-    def __init__(self, config: Config) -> None:  # noqa: B027 - most keep nothing
+    def __init__(self, config: Config) -> None:
         """Keep what is needed of the configuration."""
 
-    @abstractmethod
+    def known(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route | None:  # noqa: ARG002
+        """Tell where an accepted connection was meant to go if nobody has to be waited for; else None.
+
+        Raises LookupFailure.
+        """
+        return None
+
     async def find(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:
-        """Find where an accepted connection was meant to go; raises LookupFailure."""
+        """Find it, when it is not known; raises LookupFailure."""
+        raise NotImplementedError
 
 
 def modes() -> tuple[str, ...]:

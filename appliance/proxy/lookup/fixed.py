@@ -13,6 +13,6 @@ class Fixed(Lookup):
         """Keep fixed_server and fixed_server_port."""
         self._route = Route(Endpoint(str(config.fixed_server), config.fixed_server_port))
 
-    async def find(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:  # noqa: ARG002
+    def known(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:  # noqa: ARG002
         """Give that server."""
         return self._route

@@ -8,6 +8,6 @@ from appliance.proxy.lookup import Endpoint, Lookup, Route
 class Getsockname(Lookup):
     """For systems that redirect a connection without changing its destination."""
 
-    async def find(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:  # noqa: ARG002
+    def known(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:  # noqa: ARG002
         """Give the accepted socket's own address."""
         return Route(local)

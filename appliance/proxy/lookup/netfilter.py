@@ -13,7 +13,7 @@ _SOCKADDR_IN6 = struct.Struct("!2xH4x16s4x")
 class Netfilter(Lookup):
     """For connections that a nat rule on this machine handed to the gateway."""
 
-    async def find(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:  # noqa: ARG002
+    def known(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:  # noqa: ARG002
         """Ask the kernel for the original destination; raises LookupFailure."""
         try:
             if ":" in client.address:

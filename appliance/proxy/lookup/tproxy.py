@@ -27,7 +27,7 @@ _PRIVATE = [
 class Tproxy(Lookup):
     """For connections that a tproxy rule handed to the gateway."""
 
-    async def find(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:  # noqa: ARG002
+    def known(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:  # noqa: ARG002
         """Give the accepted socket's own address, to be reached in the client's name."""
         return Route(local, as_client=True)
 
@@ -39,8 +39,8 @@ class TproxyOrNetfilter(Lookup):
         """Make both."""
         self._tproxy, self._netfilter = Tproxy(config), Netfilter(config)
 
-    async def find(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:
-        """Find the destination the client's way."""
+    def known(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:
+        """Give the destination the client's way."""
         address = ip_address(client.address)
         lookup = self._netfilter if any(address in network for network in _PRIVATE) else self._tproxy
-        return await lookup.find(accepted, client, local)
+        return lookup.known(accepted, client, local)

@@ -10,14 +10,16 @@ import os
 import re
 import resource
 import select
+import selectors
+import socket
 import struct
 import sys
+from types import SimpleNamespace
 from typing import Any
 
+selectors.select = SimpleNamespace(**vars(select))  # type: ignore[attr-defined] # epoll, in kqueue's place
 for _name in [name for name in dir(select) if name.lower().startswith("epoll")]:
     delattr(select, _name)
-
-import socket  # noqa: E402 - it brings selectors, which looks for epoll
 
 _OS = "O_PATH O_TMPFILE eventfd getxattr memfd_create pidfd_open sched_getaffinity setns splice unshare"
 _SOCKET = re.compile(
