@@ -39,6 +39,7 @@ COMPILED = [
     "appliance/proxy/quota.py",
     "appliance/proxy/relay.py",
     "appliance/proxy/scoreboard.py",
+    "appliance/proxy/service.py",
     "appliance/proxy/streams.py",
     "appliance/proxy/talkers.py",
     "appliance/proxy/visit.py",

@@ -19,6 +19,7 @@ from appliance.proxy import splice
 from appliance.proxy.readiness import READ, WRITE, Poll
 
 BACKLOG: Final = 65536  # bytes that may wait for a peer before it is called full; or buffer_size
+_LITTLE: Final = 4096  # bytes that are read without much ado
 _PIECE: Final = 262144  # bytes that are read from one socket at a time
 _PORTION: Final = 262144  # bytes read that are judged and sent before more is
 _SERVED: Final = 256  # sockets that are served in a turn
@@ -93,7 +94,7 @@ class Turn:
         del self._watched[fd]
 
     def receive(self, sock: socket.socket) -> bytes:
-        """Read from a socket; raises OSError."""
+        """Read as much as there is, within bounds; raises OSError."""
         count = sock.recv_into(self._buffer)
         return bytes(self._view[:count])
 
@@ -180,10 +181,12 @@ class Stream(Watched):
         self._fd = sock.fileno()
         self._limit = limit
         self._mask = 0
-        self._said: list[bytes] = []
+        self._said = b""  # in this turn, or since the peer takes no more
+        self._more: list[bytes] = []  # said after that
         self._rest = b""  # what the peer did not take at once
         self._at = 0  # first byte of it not yet taken
         self._target: Stream | None = None
+        self._much = False  # whether the peer says much at a time
         self.paused = False
         self._ended = False  # the peer has said all it will
         self._full = False
@@ -199,9 +202,13 @@ class Stream(Watched):
         """Send, at the turn's end."""
         if self._mute or self.closing:
             return
-        if self._rest or not self._said:
+        if self._said:
+            self._more.append(data)
+        else:
+            self._said = data
             self._turn.say(self)
-        self._said.append(data)
+        if self._rest:
+            self._turn.say(self)
 
     def pause(self) -> None:
         """Read no more for now."""
@@ -232,13 +239,13 @@ class Stream(Watched):
         """Part at once."""
         if not self._closed:
             self.closing = self._closed = True
-            self._said.clear()
-            self._rest = b""
+            self._said = self._rest = b""
+            self._more.clear()
             self._turn.leave(self, error)
 
     def waiting(self) -> int:
         """Give the number of bytes that the peer has yet to take."""
-        return len(self._rest) - self._at + sum(map(len, self._said))
+        return len(self._rest) - self._at + len(self._said) + sum(map(len, self._more))
 
     # -- what the turn asks for --------------------------------------------------------------------
 
@@ -260,7 +267,6 @@ class Stream(Watched):
         if self._closed:
             return
         if self._said and not self._rest:
-            self._next()
             self._drain()
         self._settle()
 
@@ -295,7 +301,7 @@ class Stream(Watched):
     def _read(self) -> None:
         try:
             if self._target is None:
-                data = self._turn.receive(self.sock)
+                data = self._receive()
             elif (count := self._carry(self._target)) >= 0:
                 self.owner.carried(self, count)
                 return
@@ -308,6 +314,22 @@ class Stream(Watched):
             return
         self._ended = not data
         self._turn.hear(self, data)
+
+    def _receive(self) -> bytes:
+        """Read what there is. Raises OSError.
+
+        Room for much costs more than a command's few bytes; the greater part of a message is read at once.
+        """
+        if self._much:
+            data = self._turn.receive(self.sock)
+            self._much = len(data) >= _LITTLE
+            return data
+        data = self.sock.recv(_LITTLE)
+        if len(data) == _LITTLE:
+            self._much = True
+            with suppress(BlockingIOError):
+                data += self._turn.receive(self.sock)
+        return data
 
     def _carry(self, target: "Stream") -> int:
         """Let the kernel carry what there is; give the number of bytes, -1 for the end. Raises OSError."""
@@ -322,14 +344,13 @@ class Stream(Watched):
             target._fail(error)
         return count or -1
 
-    def _next(self) -> None:
-        """Take up what was said meanwhile."""
-        self._rest = self._said[0] if len(self._said) == 1 else b"".join(self._said)
-        self._said.clear()
-        self._at = 0
-
     def _drain(self) -> None:
-        """Send what waits, as far as the peer takes it."""
+        """Send what waits, as far as the peer takes it; what was said meanwhile has its turn after that."""
+        if not self._rest:
+            self._rest, self._said = self._said, b""
+            if self._more:
+                self._rest = b"".join((self._rest, *self._more))
+                self._more.clear()
         try:
             self._at += self.sock.send(memoryview(self._rest)[self._at :] if self._at else self._rest)
         except BlockingIOError:
@@ -338,14 +359,19 @@ class Stream(Watched):
             self._fail(error)
             return
         if self._at == len(self._rest):
-            self._next()
-        self._watch()
+            self._at = 0
+            self._rest = b""
+            if self._said:
+                self._turn.say(self)
+        if self._rest or self._mask & WRITE:
+            self._watch()
 
     def _fail(self, error: OSError) -> None:
         """Nothing can be said to the peer any more; what it said before may still be worth reading."""
         self._mute = True
-        self._said.clear()
-        self._next()
+        self._said = self._rest = b""
+        self._more.clear()
+        self._at = 0
         self._watch()
         if not (self._reads() and isinstance(error, ConnectionError)):
             self.abort(error)

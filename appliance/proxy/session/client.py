@@ -284,8 +284,9 @@ class ClientSide(ContentSide):
         elif not self._gates & _ABOUT_RCPT:
             self._pass_line(Awaited.RCPT, b"")
         else:
+            address = command.path(line)
             watched = Awaited.RCPT_WATCHED if self._gates & Gate.REPLY_RCPT else Awaited.RCPT
-            self._checked(Gate.RCPT, command.path(line), watched, command.path(line))
+            self._checked(Gate.RCPT, address, watched, address)
 
     def _rset(self, _line: bytes) -> None:
         if self._chunks is Chunks.NONE:

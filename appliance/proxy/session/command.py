@@ -39,7 +39,7 @@ UNCLEAN: Final = {
 }
 """Where a line ends, well or badly: a line end, or what may not stand inside a command."""
 
-_PATH: Final = re.compile(rb'[^:]*+:[ \t]*+(?:<((?:"(?:[^"\\]|\\.)*+"|[^">])*+)>|([^ \t\r\n]*+))')
+_PATH: Final = re.compile(rb'[^:]*+:[ \t]*+(?:<((?:[^">]++|"(?:[^"\\]++|\\.)*+")*+)>|([^ \t\r\n]*+))')
 _BDAT: Final = re.compile(rb"[ \t]*BDAT[ \t]+([0-9]{1,15})([ \t]+LAST)?[ \t]*[\r\n]*", re.IGNORECASE)
 
 
