@@ -25,7 +25,7 @@ from appliance.proxy.session import Action, Gate, Phase, Session, Verdict
 from appliance.proxy.session.reply import reply
 from appliance.proxy.session.state import AUTH_ACCEPTED, AUTH_OFFERED
 from appliance.proxy.session.xclient import ClientOrigin
-from appliance.proxy.streams import Stream, Turn
+from appliance.proxy.streams import Stream, current_turn
 from appliance.proxy.visit import Visit
 
 LOOK = 0.5  # seconds from one look to the next whether a server that does not speak is there
@@ -53,7 +53,7 @@ class Connections:
         self._numbers = 0
         self._last_left = last_left
         self.parting = 0
-        self.turn = Turn()
+        self.turn = current_turn()
         self.deadlines = Deadlines()
 
     def __iter__(self) -> Iterator["Connection"]:

@@ -17,7 +17,6 @@ from appliance.proxy.streams import Turn, Watched
 
 LEAST_QUEUE: Final = 1024  # clients in the kernel's queue, however short connect_queue is
 _SPARE: Final = 16  # files kept for the sessions that are there, or an eighth of all if that is more
-_TOGETHER: Final = 16  # clients that are taken in at a time
 
 
 def queue_length(config: Config) -> int:
@@ -61,22 +60,21 @@ class Doorway(Watched):
         self._turn.watch(self._listener.fileno(), READ, 0, self)
 
     def ready(self, _mask: int) -> None:
-        """Take the next ones in, a few at a time, so that those who are there get on as well."""
-        for _ in range(_TOGETHER):
-            if not self._open:
-                break
-            try:
-                client, peer = self._listener.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                break
-            except OSError as error:
-                self._crowded(error.strerror or str(error))
-                break
-            client.setblocking(False)
-            # The kernel gives out the lowest number that is free, so it tells how many are in use.
-            if client.fileno() >= self._most:
-                self._crowded("too many open files")
-            self._welcome(client, peer)
+        """Take the next one in; if there are more, the next turn comes at once."""
+        if not self._open:
+            return
+        try:
+            client, peer = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            self._crowded(error.strerror or str(error))
+            return
+        client.setblocking(False)
+        # The kernel gives out the lowest number that is free, so it tells how many are in use.
+        if client.fileno() >= self._most:
+            self._crowded("too many open files")
+        self._welcome(client, peer)
 
     def broken(self, error: Exception) -> None:
         """A defect in welcoming a client costs that client."""

@@ -32,24 +32,28 @@ class Message:
         self._service = visit.service
         self._config = visit.service.config
         self._id = ""
+        self._header: list[bytes] | None = None
         self._copy: Spool | None = None
         self._scan: asyncio.Task[None] | None = None
         self.scanning = ""  # the status file's word for the scan under way
 
     def begin(self) -> bytes:
         """Give the header that tells the server where the message comes from (nat_header)."""
-        config, visit = self._config, self._visit
-        name = self._name()
+        if self._header is None:
+            self._header = self._around_id()
+        return self._name().encode().join(self._header)
+
+    def _around_id(self) -> list[bytes]:
+        """Give what stands before and behind the message's id in the header, for all messages of a visit."""
+        config, client, ident = self._config, self._visit.client, self._visit.ident
         if config.nat_header_type == "none":
-            return b""
+            return []
         if config.nat_header_type == "ip-only":
-            return f"{config.nat_header}: {visit.client.address}\r\n".encode()
-        ident = f"ident {visit.ident}" if visit.ident else "ident-empty"
-        header = (
-            f"{config.nat_header}: from [{visit.client.address}]:{visit.client.port} [{ident}]\r\n"
-            f"\tby {config.proxy_name} with TPROXY id {name}\r\n"
-        )
-        return (header + f"\tabuse-to {config.abuse}\r\n" if config.abuse else header).encode()
+            return [f"{config.nat_header}: {client.address}\r\n".encode()]
+        who = f"ident {ident}" if ident else "ident-empty"
+        head = f"{config.nat_header}: from [{client.address}]:{client.port} [{who}]\r\n"
+        tail = f"\r\n\tabuse-to {config.abuse}\r\n" if config.abuse else "\r\n"
+        return [f"{head}\tby {config.proxy_name} with TPROXY id ".encode(), tail.encode()]
 
     def add(self, data: bytes) -> Verdict | None:
         """Copy a piece of the message; without ignore_errors a full disk ends it."""

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import struct
 from abc import ABC
-from array import array
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,7 +40,6 @@ REMEMBERED: Final = 64  # destinations of a client that are remembered
 
 _DIGEST: Final = 8  # bytes that stand for a name
 _RECENT_NAMES: Final = 4096  # whose digests are at hand
-_NEVER: Final = (0,) * len(Use)
 _DESTINATION: Final = struct.Struct(f"<{_DIGEST}sI")
 
 
@@ -92,8 +90,8 @@ class Record(ABC):  # noqa: B024 - for the ledger's weak references, which machi
     def clear(self, now: float) -> None:
         """Begin a new period: nothing is used yet."""
         self.cleared = now
-        self.used = array("q", _NEVER)
-        self.tries = array("q", _NEVER)
+        self.used = [0] * len(Use)
+        self.tries = [0] * len(Use)
         self.names = [b""] * len(NAMED)
 
     def refresh(self, limits: Limits, now: float) -> None:
@@ -139,7 +137,7 @@ class Record(ABC):  # noqa: B024 - for the ledger's weak references, which machi
         if not self.quotas[use]:
             self.tries[use] += 1
             return True
-        seen = NAMED.index(use)
+        seen = use - Use.HELOS
         digest = _digest(name)
         if stands_in(digest, self.names[seen]):
             self.tries[use] += 1

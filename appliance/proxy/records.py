@@ -14,7 +14,6 @@ So an edit holds within a second, and no count is lost to it. Nothing here may r
 import contextlib
 import sqlite3
 import time
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -240,7 +239,7 @@ def _record(row: Row) -> Record:
     limits = Limits(0, generation, 0, tuple(quotas))  # type: ignore[arg-type] # the table is STRICT
     record = Record(client, limits, cleared)  # type: ignore[arg-type]
     record.edited = edited  # type: ignore[assignment]
-    record.used, record.tries = array("q", used), array("q", tries)  # type: ignore[arg-type]
+    record.used, record.tries = used, tries  # type: ignore[assignment]
     *record.names, record.remembered = rest[3 * _USES :]  # type: ignore[assignment]
     return record
 

@@ -14,6 +14,7 @@ touched.
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import stat
 import time
@@ -46,8 +47,7 @@ class Spool:
         self.dropped = False
         self.path: Path | None = None
         self.fd = -1
-        self._name = directory / name
-        self._live = directory / f"{_LIVE}{name}"
+        self._directory, self._file = directory, name
         self._limit = limit
         self._kept = False
         if not named:
@@ -59,6 +59,14 @@ class Spool:
         except OSError:
             self.close()
             raise
+
+    @property
+    def _name(self) -> Path:
+        return self._directory / self._file
+
+    @property
+    def _live(self) -> Path:
+        return self._directory / f"{_LIVE}{self._file}"
 
     def _open_named(self) -> None:
         self.fd = os.open(
@@ -146,10 +154,15 @@ class Spool:
             self.fd = -1
 
 
+@functools.cache
+def _can_be_named() -> bool:
+    """Whether a file without a name can be given one later, which is done through /proc."""
+    return hasattr(os, "O_TMPFILE") and Path("/proc/self/fd").is_dir()
+
+
 def _open_unnamed(directory: Path) -> int:
     """Return a file without a name that can be given one later, or -1 where there is no such thing."""
-    # The name it may need later is reached through /proc.
-    if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):  # noqa: PTH112
+    if not _can_be_named():
         return -1
     try:
         return os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)

@@ -25,6 +25,17 @@ _PORTION: Final = 262144  # bytes read that are judged and sent before more is
 _SERVED: Final = 256  # sockets that are served in a turn
 
 
+def current_turn() -> "Turn":
+    """Give the turn of the running event loop."""
+    loop = asyncio.get_running_loop()
+    turn = _TURNS.get(loop)
+    if turn is None:
+        for other in [other for other in _TURNS if other.is_closed()]:
+            del _TURNS[other]
+        turn = _TURNS[loop] = Turn(loop)
+    return turn
+
+
 class Owner(ABC):
     """Whom a stream tells what happens to it."""
 
@@ -64,8 +75,8 @@ class Watched(ABC):
 class Turn:
     """All streams of a worker. `now` is the event loop's time at the turn's begin."""
 
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._poll = Poll()
         self._loop.add_reader(self._poll.fileno(), self._serve)
         self._buffer = bytearray(_PIECE)
@@ -168,6 +179,9 @@ class Turn:
                     stream.broken(error)
 
 
+_TURNS: Final[dict[asyncio.AbstractEventLoop, Turn]] = {}
+
+
 class Stream(Watched):
     """One peer's socket, from accept or connect on; it must not block. Read until `pause`, or the peer's end.
 
@@ -192,6 +206,7 @@ class Stream(Watched):
         self._full = False
         self._shut = False  # nothing more is said once all is sent
         self._mute = False  # nothing can be said any more
+        self._lost: OSError | None = None  # why not
         self.closing = False
         self._closed = False
         self._watch()
@@ -245,7 +260,8 @@ class Stream(Watched):
 
     def waiting(self) -> int:
         """Give the number of bytes that the peer has yet to take."""
-        return len(self._rest) - self._at + len(self._said) + sum(map(len, self._more))
+        waiting = len(self._rest) - self._at + len(self._said)
+        return waiting + sum(map(len, self._more)) if self._more else waiting
 
     # -- what the turn asks for --------------------------------------------------------------------
 
@@ -312,6 +328,9 @@ class Stream(Watched):
         except OSError as error:
             self.abort(error)
             return
+        if self._lost and not data:
+            self.abort(self._lost)  # what looks like an end is a reset, which sending has met before
+            return
         self._ended = not data
         self._turn.hear(self, data)
 
@@ -369,6 +388,7 @@ class Stream(Watched):
     def _fail(self, error: OSError) -> None:
         """Nothing can be said to the peer any more; what it said before may still be worth reading."""
         self._mute = True
+        self._lost = error
         self._said = self._rest = b""
         self._more.clear()
         self._at = 0

@@ -15,6 +15,7 @@ import pkgutil
 import socket
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import uvloop
@@ -172,6 +173,15 @@ class Worker:
             self._log.err("ACCEPT:PAUSED", why=why, time=config.enfile_sleep)
 
     def _set_priority(self, priority: int) -> None:
+        """Have the scheduler give this process its turns so.
+
+        Woken by the first of many who speak, it does not interrupt whoever runs, who may be the next: there
+        is more to do at once then.
+        """
+        if process.LINUX:
+            with suppress(OSError):
+                # What it starts is scheduled as usual again.
+                os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))
         if priority:
             try:
                 os.setpriority(os.PRIO_PROCESS, 0, priority)

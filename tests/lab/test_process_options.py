@@ -242,7 +242,7 @@ def test_a_crowd_that_comes_while_nobody_accepts_is_served() -> None:
 
 @pytest.mark.option("buffer_size")
 def test_a_larger_buffer_takes_more_for_a_slow_server() -> None:
-    assert taken(1516) + 1_500_000 < taken(4_000_000)
+    assert taken(1516) + 5_000_000 < taken(16_000_000)  # the kernel takes several million by itself
 
 
 def taken(buffer_size: int) -> int:

@@ -12,8 +12,6 @@ import enum
 import importlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -24,7 +22,6 @@ CONCURRENT = 16  # scans of one scanner that one worker has under way
 _WAITING = 1024  # scans that are under way or wait for their turn
 _UNPRINTABLE = re.compile(r"[^ -~]")
 _PROBE_TIMEOUT = 5.0
-RETRY = 0.05  # seconds until a UNIX socket whose queue is full is tried again
 
 
 class State(enum.Enum):
@@ -110,26 +107,6 @@ class Scanner(ABC):
 def _told(error: Exception) -> str:
     reason = error.strerror if isinstance(error, OSError) else str(error)
     return printable(reason or str(error) or type(error).__name__, 256)
-
-
-@asynccontextmanager
-async def connection(
-    address: SocketAddress, limit: int
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Connect to a scanner that sends lines of at most `limit` bytes, and drop it at the block's end."""
-    while True:
-        try:
-            if address.path:
-                reader, writer = await asyncio.open_unix_connection(address.path, limit=limit)
-            else:
-                reader, writer = await asyncio.open_connection(address.host, address.port, limit=limit)
-            break
-        except BlockingIOError:  # the scanner is there, its queue of connections is full
-            await asyncio.sleep(RETRY)
-    try:
-        yield reader, writer
-    finally:
-        writer.transport.abort()
 
 
 def antivirus(kind: str, address: SocketAddress, timeout: float, transfer: str) -> Scanner | None:

@@ -8,10 +8,8 @@ whole answer, tries five times after a timeout, ignores short sends, cannot reac
 open. What it makes of an answer is stricter here, too.
 """
 
-import asyncio
 import os
 import re
-import socket
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -19,7 +17,8 @@ import pyclamd
 
 from appliance.config.network import SocketAddress
 from appliance.proxy import scanners
-from appliance.proxy.scanners import RETRY, Finding, ScanError, State, printable
+from appliance.proxy.dialog import reach
+from appliance.proxy.scanners import Finding, ScanError, State, printable
 from appliance.proxy.spool import Spool
 
 _ANSWER = 4096
@@ -111,42 +110,16 @@ class Scanner(scanners.Scanner):
 
     async def _ask(self, request: list[_Piece], copy: int | None = None) -> str:
         """Send a request, with what it needs of the open copy, and give the one line that answers it."""
-        with await self._connected() as clamd:
-            with suppress(ConnectionError):  # clamd hangs up on a message too long for it, but says so first
-                await _send(clamd, request, copy)
-                if self._by_descriptor and copy is not None:
-                    socket.send_fds(clamd, [b"\0"], [copy])
-            return await _line(clamd)
-
-    async def _connected(self) -> socket.socket:
-        """Connect, however long clamd's queue of connections is full."""
-        host, port, path = self.address.host, self.address.port, self.address.path
-        family = socket.AF_UNIX if path else socket.AF_INET6 if ":" in host else socket.AF_INET
-        made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            while path:
-                try:
-                    made.connect(str(path))
-                    return made
-                except BlockingIOError:
-                    await asyncio.sleep(RETRY)
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await asyncio.get_running_loop().sock_connect(made, (host, port))
-        except BaseException:
-            made.close()
-            raise
-        return made
-
-
-async def _send(clamd: socket.socket, request: list[_Piece], copy: int | None) -> None:
-    """Send the pieces, a few at a time if they are long."""
-    loop, together = asyncio.get_running_loop(), bytearray()
-    for piece in request:
-        together += piece if isinstance(piece, bytes) else _read(copy, piece)
-        if len(together) >= _PIECE:
-            await loop.sock_sendall(clamd, together)
-            together = bytearray()
-    await loop.sock_sendall(clamd, together)
+        with await reach(self.address, _ANSWER) as clamd:
+            if self._by_descriptor and copy is not None:
+                clamd.hand_over(b"".join(map(bytes, request)) + b"\0", copy)
+            else:
+                for piece in request:
+                    await clamd.say(piece if isinstance(piece, bytes) else _read(copy, piece))
+            answer = await clamd.answer(b"\n")
+        if not answer.endswith(b"\n"):
+            raise ScanError("clamd closed the connection before its answer was whole")
+        return answer[:-1].decode("ascii", "replace")
 
 
 def _read(copy: int | None, where: range) -> bytes:
@@ -155,15 +128,3 @@ def _read(copy: int | None, where: range) -> bytes:
     if len(piece) < len(where):
         raise ScanError("the message's copy ends too early")
     return piece
-
-
-async def _line(clamd: socket.socket) -> str:
-    loop, answer = asyncio.get_running_loop(), b""
-    while not answer.endswith(b"\n"):
-        piece = await loop.sock_recv(clamd, _ANSWER)
-        answer += piece
-        if not piece:
-            raise ScanError("clamd closed the connection before its answer was whole")
-        if len(answer) > _ANSWER:
-            raise ScanError("clamd's answer does not end")
-    return answer[:-1].decode("ascii", "replace")

@@ -5,7 +5,8 @@ Selected by `antivirus_type mksd`; used through `appliance.proxy.scanners` alone
 
 from appliance.config.network import SocketAddress
 from appliance.proxy import scanners
-from appliance.proxy.scanners import Finding, ScanError, State, connection, printable
+from appliance.proxy.dialog import reach
+from appliance.proxy.scanners import Finding, ScanError, State, printable
 from appliance.proxy.spool import Spool
 
 _LINE = 4096
@@ -24,13 +25,13 @@ class Scanner(scanners.Scanner):
     async def _scan(self, spool: Spool) -> Finding:
         if spool.path is None or "\n" in str(spool.path):
             raise ScanError("the message's copy has no name that mksd can be told")
-        async with connection(self.address, _LINE) as (reader, writer):
-            writer.write(b"S%b\n" % bytes(spool.path))
-            answer = await reader.readline()
+        with await reach(self.address, _LINE) as mksd:
+            await mksd.say(b"S%b\n" % bytes(spool.path))
+            answer = await mksd.answer(b"\n")
         return _finding(answer)
 
     async def _ping(self) -> None:
-        async with connection(self.address, _LINE):
+        with await reach(self.address, _LINE):
             pass
 
 

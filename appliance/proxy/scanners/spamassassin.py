@@ -16,7 +16,8 @@ from aiospamc.requests import Request  # type: ignore[import-untyped]
 
 from appliance.config.network import SocketAddress
 from appliance.proxy import scanners
-from appliance.proxy.scanners import Finding, ScanError, State, connection
+from appliance.proxy.dialog import reach
+from appliance.proxy.scanners import Finding, ScanError, State
 from appliance.proxy.spool import Spool
 
 _ANSWER = 8192
@@ -33,23 +34,17 @@ class _Connection:
 
     async def request(self, head: bytes) -> bytes:
         """Send the request and return the answer, which ends where spamd closes the connection."""
-        async with connection(self._address, _ANSWER) as (reader, writer):
-            writer.write(head)
+        with await reach(self._address, _ANSWER) as spamd:
+            await spamd.say(head)
             sent = 0
             while sent < self._size:
                 piece = os.pread(self._fd, min(_PIECE, self._size - sent), sent)
                 if not piece:
                     raise ScanError("the message's copy ends too early")
-                writer.write(piece)
-                await writer.drain()
+                await spamd.say(piece)
                 sent += len(piece)
-            writer.write_eof()  # spamd waits for the rest of a last line without a newline
-            answer = b""
-            while piece := await reader.read(_ANSWER):
-                answer += piece
-                if len(answer) > _ANSWER:
-                    raise ScanError("spamd's answer does not end")
-        return answer
+            spamd.finish()  # spamd waits for the rest of a last line without a newline
+            return await spamd.answer()
 
 
 class Scanner(scanners.Scanner):

@@ -112,8 +112,9 @@ class ClientSide(ContentSide):
         longest = LINE_MAX - (self._settings.bare_newline == "normalise")  # a bare newline may grow
         while self.phase is Phase.COMMAND and self._at < len(self._in):
             match = line_of.match(self._in, self._at)
-            if match and match.end() - self._at <= longest:
-                self._command(match[1].upper(), match.end())
+            end = match.end() if match else 0
+            if match and end - self._at <= longest:
+                self._command(match[1].upper(), end)
             elif not self._irregular():
                 break
         return self.phase is not Phase.COMMAND

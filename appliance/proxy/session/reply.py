@@ -12,8 +12,8 @@ REPLY_MAX: Final = 4096
 _TEXT_MAX: Final = 480
 _OFFERS_MAX: Final = 64
 
-REPLY_LINE: Final = re.compile(rb"([2-5][0-9][0-9])(?:([ -])[^\r\n]*)?\r\n")
-"""One whole line of a reply: its code, and `-` when more lines follow. A bare code is a reply too."""
+REPLY_LINE: Final = re.compile(rb"[2-5][0-9][0-9](?:[ -][^\r\n]*+)?\r\n")
+"""One whole line of a reply: a code, and `-` when more lines follow. A bare code is a reply too."""
 
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f]")
 

@@ -32,12 +32,12 @@ class Session(ClientSide):
         size = len(data)
         while at < size and self.phase not in _SERVER_GONE:
             match = REPLY_LINE.match(data, at)
-            code, end = (match[1], match.end()) if match else (b"", at)
+            code, end = (data[at : at + 3], match.end()) if match else (b"", at)
             if match is None or end - at > REPLY_MAX or (self._code and code != self._code):
                 self._to_client(data[start:at])
                 self._odd(data[at:], match is not None)
                 break
-            last = match[2] != b"-"
+            last = data[at + 3] != _HYPHEN
             if not self._awaited:
                 self._to_client(data[start:at])
                 self._unasked(code, data[at:end], last)
@@ -277,6 +277,7 @@ def _masked(settings: Settings) -> set[bytes]:
     return masked
 
 
+_HYPHEN: Final = 0x2D  # in place of a blank, when more lines follow
 _SERVER_GONE: Final = frozenset((Phase.TAKEN, Phase.DIRECT, Phase.CLOSED))
 _XCLIENT: Final = frozenset((Awaited.XCLIENT_GREETING, Awaited.XCLIENT_EHLO, Awaited.XCLIENT))
 
