@@ -17,6 +17,7 @@ from appliance.proxy.streams import Turn, Watched
 
 LEAST_QUEUE: Final = 1024  # clients in the kernel's queue, however short connect_queue is
 _SPARE: Final = 16  # files kept for the sessions that are there, or an eighth of all if that is more
+_TOGETHER: Final = 16  # clients that are taken in at a time, at most
 
 
 def queue_length(config: Config) -> int:
@@ -46,6 +47,7 @@ class Doorway(Watched):
         self._listener, self._turn = listener, turn
         self._welcome, self._crowded = welcome, crowded
         self._open = False
+        self._together = 1
         self._opening: asyncio.TimerHandle | None = None
         allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most = allowed - max(_SPARE, allowed // 8)
@@ -60,21 +62,26 @@ class Doorway(Watched):
         self._turn.watch(self._listener.fileno(), READ, 0, self)
 
     def ready(self, _mask: int) -> None:
-        """Take the next one in; if there are more, the next turn comes at once."""
-        if not self._open:
-            return
-        try:
-            client, peer = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError as error:
-            self._crowded(error.strerror or str(error))
-            return
-        client.setblocking(False)
-        # The kernel gives out the lowest number that is free, so it tells how many are in use.
-        if client.fileno() >= self._most:
-            self._crowded("too many open files")
-        self._welcome(client, peer)
+        """Take the next ones in: as many as there were lately, and twice as many if that was not all."""
+        for taken in range(self._together):
+            if not self._open:
+                return
+            try:
+                client, peer = self._listener.accept()
+            except ConnectionAbortedError:
+                continue
+            except BlockingIOError:
+                self._together = max(taken, 1)  # to ask once too often costs as much as a turn
+                return
+            except OSError as error:
+                self._crowded(error.strerror or str(error))
+                return
+            client.setblocking(False)
+            # The kernel gives out the lowest number that is free, so it tells how many are in use.
+            if client.fileno() >= self._most:
+                self._crowded("too many open files")
+            self._welcome(client, peer)
+        self._together = min(2 * self._together, _TOGETHER)
 
     def broken(self, error: Exception) -> None:
         """A defect in welcoming a client costs that client."""

@@ -12,10 +12,29 @@ REPLY_MAX: Final = 4096
 _TEXT_MAX: Final = 480
 _OFFERS_MAX: Final = 64
 
-REPLY_LINE: Final = re.compile(rb"[2-5][0-9][0-9](?:[ -][^\r\n]*+)?\r\n")
-"""One whole line of a reply: a code, and `-` when more lines follow. A bare code is a reply too."""
+HYPHEN: Final = 0x2D
+"""What stands behind the code when more lines follow."""
+
+_LF: Final = 0x0A
+_BLANK: Final = 0x20
 
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def line_end(data: bytes, at: int) -> int:
+    """Give where the reply line that begins at `at` ends, its CRLF included.
+
+    0 when none stands there whole: three digits from 200 to 599, then nothing, or a blank or hyphen and text
+    without CR and LF (RFC 5321 section 4.2). A bare code is a reply, too.
+    """
+    end = data.find(b"\r", at)
+    if end < at + 3 or end + 1 == len(data) or data[end + 1] != _LF:
+        return 0
+    if not (0x32 <= data[at] <= 0x35 and 0x30 <= data[at + 1] <= 0x39 and 0x30 <= data[at + 2] <= 0x39):
+        return 0
+    if end > at + 3 and data[at + 3] != _BLANK and data[at + 3] != HYPHEN:
+        return 0
+    return end + 2 if data.find(b"\n", at, end) < 0 else 0
 
 
 def reply(code: int, enhanced: str, text: str) -> bytes:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 from appliance.proxy.session.client import ClientSide
-from appliance.proxy.session.reply import REPLY_LINE, REPLY_MAX, EhloReply
+from appliance.proxy.session.reply import HYPHEN, REPLY_MAX, EhloReply, line_end
 from appliance.proxy.session.state import (
     AUTH_ACCEPTED,
     AUTH_OFFERED,
@@ -31,13 +31,12 @@ class Session(ClientSide):
         start = at = 0
         size = len(data)
         while at < size and self.phase not in _SERVER_GONE:
-            match = REPLY_LINE.match(data, at)
-            code, end = (data[at : at + 3], match.end()) if match else (b"", at)
-            if match is None or end - at > REPLY_MAX or (self._code and code != self._code):
+            end, code = line_end(data, at), data[at : at + 3]
+            if not end or end - at > REPLY_MAX or (self._code and code != self._code):
                 self._to_client(data[start:at])
-                self._odd(data[at:], match is not None)
+                self._odd(data[at:], end > 0)
                 break
-            last = data[at + 3] != _HYPHEN
+            last = data[at + 3] != HYPHEN
             if not self._awaited:
                 self._to_client(data[start:at])
                 self._unasked(code, data[at:end], last)
@@ -277,7 +276,6 @@ def _masked(settings: Settings) -> set[bytes]:
     return masked
 
 
-_HYPHEN: Final = 0x2D  # in place of a blank, when more lines follow
 _SERVER_GONE: Final = frozenset((Phase.TAKEN, Phase.DIRECT, Phase.CLOSED))
 _XCLIENT: Final = frozenset((Awaited.XCLIENT_GREETING, Awaited.XCLIENT_EHLO, Awaited.XCLIENT))
 

@@ -1,8 +1,13 @@
 """Replies: their order, their length, and what they change (rules 1, 4.2)."""
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from appliance.proxy.session import Action, Gate, Phase, Verdict
+from appliance.proxy.session.reply import line_end
 from tests.proxy.session.cases import Case, case, check, every_way
 from tests.proxy.session.recorder import CLIENT_ENDS, SERVER_ENDS, C, S
 
@@ -139,3 +144,15 @@ REPLIES = [
 @pytest.mark.parametrize(("one", "size", "late", "patient"), every_way(REPLIES))
 def test_rule(one: Case, size: int, late: bool, patient: bool) -> None:
     check(one, size, late, patient)
+
+
+LINE = re.compile(rb"[2-5][0-9][0-9](?:[ -][^\r\n]*)?\r\n")
+PIECES = st.lists(
+    st.sampled_from([b"2", b"5", b"0", b"9", b"6", b"250", b" ", b"-", b"x", b"\r", b"\n", b"\r\n"])
+)
+
+
+@given(PIECES.map(b"".join), st.integers(0, 3))
+def test_a_reply_line_is_what_its_grammar_says(data: bytes, at: int) -> None:
+    found = LINE.match(data, at)
+    assert line_end(data, at) == (found.end() if found else 0)
