@@ -68,7 +68,7 @@ class Ipfilter(Lookup):
         """Keep the words for a connection that ipfilter does not know."""
         self._not_found = config.msg_lookup_notfound
 
-    async def find(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:  # noqa: ARG002
+    def known(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:  # noqa: ARG002
         """Ask ipfilter for the original destination; raises LookupFailure, or OSError when it cannot tell."""
         six = is_six(client.address)
         query = NatLookup(

@@ -31,7 +31,7 @@ class Pf(Lookup):
         """Keep the words for a connection that pf does not know."""
         self._not_found = config.msg_lookup_notfound
 
-    async def find(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:  # noqa: ARG002
+    def known(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:  # noqa: ARG002
         """Ask pf for the original destination; raises LookupFailure, or OSError when pf cannot tell."""
         six = is_six(client.address)
         query = self._system.natlook(

@@ -1,6 +1,5 @@
 """Modes pf, ipfilter and ipfw: what the kernel is asked, and what becomes of its answer."""
 
-import asyncio
 import errno
 import os
 import re
@@ -26,8 +25,9 @@ SIX = (("2001:db8::5", 50000), ("2001:db8::1", 9199), ("2001:db8:ff::25", 587))
 
 def find(lookup: Lookup, client: tuple[str, int], local: tuple[str, int]) -> Route:
     with socket.socket() as accepted:
-        asked = accepted, Endpoint(*client), Endpoint(*local)
-        return lookup.known(*asked) or asyncio.run(lookup.find(*asked))
+        route = lookup.known(accepted, Endpoint(*client), Endpoint(*local))
+    assert route
+    return route
 
 
 @pytest.fixture(params=["pf", "ipfilter"])
