@@ -1,0 +1,275 @@
+"""Streams and turns on real sockets, with epoll and with what other systems have in its place."""
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+
+import pytest
+import uvloop
+
+from appliance.proxy import readiness, streams
+from appliance.proxy.streams import BACKLOG, Owner, Stream, Turn
+
+MUCH = 3_000_000
+
+
+class Recorder(Owner):
+    """Keeps what it is told, of all its streams, in order; `answer` is what it says to what it hears."""
+
+    def __init__(self, answer: Callable[[Stream, bytes], None] | None = None) -> None:
+        self.answer = answer
+        self.told: list[tuple[str, object]] = []
+        self._news = asyncio.Event()
+
+    def tell(self, kind: str, what: object) -> None:
+        self.told.append((kind, what))
+        self._news.set()
+
+    def heard(self, stream: Stream, data: bytes) -> None:
+        self.tell("heard", data)
+        if self.answer:
+            self.answer(stream, data)
+
+    def carried(self, stream: Stream, count: int) -> None:  # noqa: ARG002
+        self.tell("carried", count)
+
+    def filled(self, stream: Stream, full: bool) -> None:  # noqa: ARG002
+        self.tell("filled", full)
+
+    def parted(self, stream: Stream, error: OSError | None) -> None:  # noqa: ARG002
+        self.tell("parted", type(error))
+
+    def broken(self, error: Exception) -> None:
+        self.tell("broken", str(error))
+
+    def of(self, kind: str) -> list[object]:
+        return [what for each, what in self.told if each == kind]
+
+    async def until(self, kind: str, count: int = 1) -> None:
+        await self.wait(lambda: len(self.of(kind)) >= count)
+
+    async def wait(self, true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not true():
+                self._news.clear()
+                await self._news.wait()
+
+
+@pytest.fixture(params=[readiness.Poll, readiness.Ready], autouse=True, ids=["epoll", "selectors"])
+def poll(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "Poll", request.param)
+
+
+@pytest.fixture
+def pairs() -> Iterator[Callable[[], tuple[socket.socket, socket.socket]]]:
+    """Connections over TCP: the gateway's end, which does not block, and the peer's."""
+    made: list[socket.socket] = []
+
+    def pair() -> tuple[socket.socket, socket.socket]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            peer = socket.create_connection(listener.getsockname(), 5)
+            ours = listener.accept()[0]
+        ours.setblocking(False)
+        peer.setblocking(True)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100_000)
+        made.extend((ours, peer))
+        return ours, peer
+
+    yield pair
+    for each in made:
+        each.close()
+
+
+Pairs = Callable[[], tuple[socket.socket, socket.socket]]
+
+
+def run(work: Callable[[Turn], Awaitable[None]]) -> None:
+    async def within() -> None:
+        await work(Turn(asyncio.get_running_loop()))
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(within())
+
+
+def reset(peer: socket.socket) -> None:
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+
+
+async def read(peer: socket.socket, count: int) -> bytes:
+    peer.setblocking(False)
+    data = b""
+    async with asyncio.timeout(5):
+        while len(data) < count and (piece := await asyncio.get_running_loop().sock_recv(peer, 1 << 20)):
+            data += piece
+    return data
+
+
+def test_all_are_heard_before_anything_is_said_and_it_is_said_as_one(pairs: Pairs) -> None:
+    def answer(stream: Stream, data: bytes) -> None:
+        stream.say(b"to ")
+        stream.say(data)
+        with pytest.raises(BlockingIOError):
+            peers[1].recv(100, socket.MSG_DONTWAIT)
+
+    peers = []
+
+    async def work(turn: Turn) -> None:
+        owner = Recorder(answer)
+        for name in (b"one", b"two"):
+            ours, peer = pairs()
+            peers.append(peer)
+            Stream(turn, ours, owner, BACKLOG)
+            peer.send(name)
+        await owner.until("heard", 2)
+        assert {peer.recv(100) for peer in peers} == {b"to one", b"to two"}
+        assert not owner.of("broken")
+
+    run(work)
+
+
+def test_a_slow_peer_is_full_and_takes_all_in_the_end(pairs: Pairs) -> None:
+    async def work(turn: Turn) -> None:
+        ours, peer = pairs()
+        owner = Recorder()
+        stream = Stream(turn, ours, owner, BACKLOG)
+        data = os.urandom(MUCH)
+        for at in range(0, MUCH, 100_000):
+            stream.say(data[at : at + 100_000])
+            await asyncio.sleep(0)
+        await owner.until("filled")
+        stream.close()
+        stream.say(b"nothing more")
+        assert stream.waiting() > BACKLOG
+        assert await read(peer, MUCH + 1) == data
+        await owner.until("parted")
+        assert owner.told == [("filled", True), ("filled", False), ("parted", type(None))]
+
+    run(work)
+
+
+def test_what_is_large_comes_whole_and_in_portions(pairs: Pairs) -> None:
+    async def work(turn: Turn) -> None:
+        ours, peer = pairs()
+        owner = Recorder()
+        Stream(turn, ours, owner, BACKLOG)
+        data = os.urandom(MUCH)
+        await asyncio.to_thread(peer.sendall, data)
+        peer.shutdown(socket.SHUT_WR)
+        await owner.wait(lambda: b"" in owner.of("heard"))
+        heard = [piece for piece in owner.of("heard") if isinstance(piece, bytes)]
+        assert b"".join(heard) == data
+        assert max(map(len, heard)) <= 262144 + 4096
+
+    run(work)
+
+
+def test_a_pause_holds_back_and_an_end_is_told_once(pairs: Pairs) -> None:
+    async def work(turn: Turn) -> None:
+        ours, peer = pairs()
+        owner = Recorder()
+        stream = Stream(turn, ours, owner, BACKLOG)
+        stream.pause()
+        peer.send(b"words")
+        peer.shutdown(socket.SHUT_WR)
+        await asyncio.sleep(0.05)
+        assert not owner.told
+        stream.resume()
+        await owner.until("heard", 2)
+        stream.say(b"answer")
+        stream.shut()
+        assert await read(peer, 100) == b"answer"
+        await asyncio.sleep(0.05)
+        assert owner.told == [("heard", b"words"), ("heard", b"")]
+
+    run(work)
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["silent", "sent to"])
+@pytest.mark.parametrize("paused", [False, True], ids=["read", "paused"])
+def test_a_reset_is_an_error_however_it_is_met(pairs: Pairs, busy: bool, paused: bool) -> None:
+    async def work(turn: Turn) -> None:
+        ours, peer = pairs()
+        owner = Recorder()
+        stream = Stream(turn, ours, owner, BACKLOG)
+        if paused:
+            stream.pause()
+        reset(peer)
+        for _ in range(3):
+            if busy:
+                stream.say(b"x" * 1000)
+            await asyncio.sleep(0.02)
+        if paused and not busy:
+            assert not owner.told
+            stream.resume()
+        await owner.until("parted")
+        (how,) = owner.of("parted")
+        assert isinstance(how, type)
+        assert issubclass(how, ConnectionError)
+        assert not owner.of("heard")
+
+    run(work)
+
+
+def test_last_words_are_heard_though_nothing_can_be_said(pairs: Pairs) -> None:
+    async def work(turn: Turn) -> None:
+        ours, peer = pairs()
+        owner = Recorder()
+        stream = Stream(turn, ours, owner, BACKLOG)
+        stream.pause()
+        peer.send(b"421 bye\r\n")
+        peer.shutdown(socket.SHUT_WR)
+        stream.resume()
+        stream.say(b"x" * 1000)
+        with suppress(ConnectionError):
+            await asyncio.sleep(0.02)
+        reset(peer)
+        stream.say(b"x" * 1000)
+        await owner.until("heard")
+        assert owner.told[0] == ("heard", b"421 bye\r\n")
+
+    run(work)
+
+
+def test_a_defect_costs_nobody_else_anything(pairs: Pairs) -> None:
+    def answer(stream: Stream, data: bytes) -> None:
+        if data == b"bad":
+            raise ValueError("a bug")
+        stream.say(data)
+
+    async def work(turn: Turn) -> None:
+        owner, peers = Recorder(answer), []
+        for name in (b"bad", b"good", b"bad", b"good"):
+            ours, peer = pairs()
+            peers.append(peer)
+            Stream(turn, ours, owner, BACKLOG)
+            peer.send(name)
+        await owner.until("heard", 4)
+        assert owner.of("broken") == ["a bug", "a bug"]
+        assert [peers[1].recv(100), peers[3].recv(100)] == [b"good", b"good"]
+
+    run(work)
+
+
+@pytest.mark.skipif(not hasattr(os, "splice"), reason="this system has no splice(2)")
+def test_carried_bytes_arrive_behind_what_was_said(pairs: Pairs) -> None:
+    async def work(turn: Turn) -> None:
+        (source, speaker), (target, listener) = pairs(), pairs()
+        owner = Recorder()
+        here, there = (Stream(turn, each, owner, BACKLOG) for each in (source, target))
+        there.say(b"first ")
+        here.carry_to(there)
+        data = os.urandom(MUCH)
+        sending = asyncio.to_thread(speaker.sendall, data)
+        told, _ = await asyncio.gather(read(listener, MUCH + 6), sending)
+        assert told == b"first " + data
+        speaker.shutdown(socket.SHUT_WR)
+        await owner.until("heard")
+        counts = [count for count in owner.of("carried") if isinstance(count, int)]
+        assert sum(counts) == MUCH
+        assert owner.of("heard") == [b""]
+
+    run(work)
