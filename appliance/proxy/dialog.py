@@ -7,7 +7,7 @@ sessions say, so that a scan costs a connection and hardly more; nothing blocks,
 import asyncio
 import os
 import socket
-from errno import EAGAIN, EINPROGRESS
+from errno import EAGAIN
 from typing import Final, Self
 
 from appliance.config.network import SocketAddress
@@ -112,7 +112,7 @@ async def _by_path(path: str) -> socket.socket:
     made.setblocking(False)
     try:
         while error := made.connect_ex(path):
-            if error not in (EAGAIN, EINPROGRESS):
+            if error != EAGAIN:
                 raise OSError(error, os.strerror(error))
             await asyncio.sleep(RETRY)
     except BaseException:

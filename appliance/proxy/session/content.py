@@ -129,7 +129,8 @@ class ContentSide(SessionState):
             self._chunk_ended()
 
     def _chunk_bytes(self) -> bool:
-        piece = self._in[self._at : self._at + self._chunk_left]
+        whole = self._at == 0 and len(self._in) <= self._chunk_left
+        piece = self._in if whole else self._in[self._at : self._at + self._chunk_left]
         self._at += len(piece)
         self._start = self._at
         self._chunk_left -= len(piece)

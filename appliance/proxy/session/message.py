@@ -72,7 +72,7 @@ class DataBody:
                 self.smuggling = True
                 cut, self.rest = forged.start(), buffer[forged.start() :]
         self._held = b"" if self.rest is not None else buffer[cut:]
-        self._emit(buffer[:cut], dotted)
+        self._emit(buffer[:cut] if cut < len(buffer) else buffer, dotted)  # a slice is a copy
 
     def look_for_end_only(self) -> None:
         """From here on the message is dropped: nothing but its end matters."""
