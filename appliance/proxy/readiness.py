@@ -12,6 +12,7 @@ from typing import Final
 
 READ: Final = 1  # EPOLLIN
 WRITE: Final = 4  # EPOLLOUT
+LAST: Final = 0x2000  # EPOLLRDHUP: there is something to read, and an end behind it; not known everywhere
 
 
 class Ready:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Final
 
 from appliance.proxy import splice
-from appliance.proxy.readiness import READ, WRITE, Poll
+from appliance.proxy.readiness import LAST, READ, WRITE, Poll
 
 BACKLOG: Final = 65536  # bytes that may wait for a peer before it is called full; or buffer_size
 _LITTLE: Final = 4096  # bytes that are read without much ado
@@ -273,10 +273,10 @@ class Stream(Watched):
             self._drain()
             self._settle()
         if mask & ~WRITE:
-            if self._reads():
-                self._read()
-            else:
+            if not self._reads():
                 self._watch()
+            elif self._read() and mask & LAST and not self._much:
+                self._read()  # an end that is there already is worth no turn of its own
 
     def flush(self) -> None:
         """Send what was said, behind what still waits."""
@@ -309,30 +309,32 @@ class Stream(Watched):
         That reading is over for now is only said when the set insists: often it is resumed before, or the
         socket closed.
         """
-        mask = (READ if self._reads() else 0) | (WRITE if self._rest else 0)
+        mask = (READ | LAST if self._reads() else 0) | (WRITE if self._rest else 0)
         if mask != self._mask and not self._closed:
             self._turn.watch(self._fd, mask, self._mask, self)
             self._mask = mask
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Read or carry what there is; true when it was something, to be heard in this turn."""
         try:
             if self._target is None:
                 data = self._receive()
             elif (count := self._carry(self._target)) >= 0:
                 self.owner.carried(self, count)
-                return
+                return False
             else:
                 data = b""
         except BlockingIOError:
-            return
+            return False
         except OSError as error:
             self.abort(error)
-            return
+            return False
         if self._lost and not data:
             self.abort(self._lost)  # what looks like an end is a reset, which sending has met before
-            return
+            return False
         self._ended = not data
         self._turn.hear(self, data)
+        return not self._ended
 
     def _receive(self) -> bytes:
         """Read what there is. Raises OSError.

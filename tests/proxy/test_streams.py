@@ -273,3 +273,23 @@ def test_carried_bytes_arrive_behind_what_was_said(pairs: Pairs) -> None:
         assert owner.of("heard") == [b""]
 
     run(work)
+
+
+def test_an_end_that_is_there_is_heard_in_the_turn_of_the_last_words(pairs: Pairs) -> None:
+    order: list[bytes] = []
+
+    def note(_stream: Stream, data: bytes) -> None:
+        order.append(data)
+        asyncio.get_running_loop().call_soon(order.append, b"after that turn")
+
+    async def work(turn: Turn) -> None:
+        ours, peer = pairs()
+        owner = Recorder(note)
+        peer.send(b"221 bye")
+        peer.shutdown(socket.SHUT_WR)
+        Stream(turn, ours, owner, BACKLOG)
+        await owner.until("heard", 2)
+
+    run(work)
+    told_of_ends = vars(streams)["Poll"] is not readiness.Ready
+    assert order[:2] == [b"221 bye", b"" if told_of_ends else b"after that turn"]

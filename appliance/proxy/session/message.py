@@ -86,7 +86,8 @@ class DataBody:
             dotted = True
         content = piece.replace(b"\r\n.", b"\r\n") if dotted else piece
         if self._virtual and piece:
-            piece, content = piece[self._virtual :], content[self._virtual :]
+            piece = piece[self._virtual :]
+            content = content[self._virtual :] if dotted else piece
             self._virtual = 0
         self.wire, self.content = piece, content
 
