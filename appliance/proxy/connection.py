@@ -406,5 +406,5 @@ def _is_connected(outgoing: socket.socket) -> bool:
 
 
 def _endpoint(name: tuple[Any, ...]) -> Endpoint:
-    address = str(name[0])
-    return Endpoint(address.removeprefix("::ffff:") if "." in address else address, int(name[1]))
+    address: str = name[0]
+    return Endpoint(address[7:] if address.startswith("::ffff:") and "." in address else address, name[1])

@@ -88,6 +88,9 @@ class Dialog(Owner):
         self._full = full
         self._tell()
 
+    def lingers(self, stream: Stream) -> None:
+        """Nobody is parted from with words left."""
+
     def parted(self, stream: Stream, error: OSError | None) -> None:  # noqa: ARG002
         """The connection is gone."""
         self._over = True

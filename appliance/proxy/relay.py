@@ -209,7 +209,6 @@ class Relay(Owner):
         """Part from the server once it has what it was sent."""
         if self._server and not self._server.closing:
             self._server.close()
-            self._see_off(self._server)
 
     def hang_up(self, *, patiently: bool) -> None:
         """Part from the client once it has its last words, however much it goes on saying.
@@ -221,19 +220,22 @@ class Relay(Owner):
             return
         if not patiently or not self.client_bytes:
             self._client.close()  # one that has said nothing leaves nothing unread
-            self._see_off(self._client)
             return
         self._client.resume()
         self._client.shut()
-        self._loop.call_later(LINGER, self._see_off, self._client, self._client.waiting())
+        self.lingers(self._client)
 
-    def _see_off(self, stream: Stream, before: int = -1) -> None:
+    def lingers(self, stream: Stream) -> None:
+        """Give a parting peer its time."""
+        self._loop.call_later(LINGER, self._see_off, stream, stream.waiting())
+
+    def _see_off(self, stream: Stream, before: int) -> None:
         """Cut a parting peer off when it has what it was owed, or has stopped taking it."""
         left = stream.waiting()
-        if before >= 0 and (not left or left == before):
+        if not left or left == before:
             stream.abort()
-        elif left:
-            self._loop.call_later(LINGER, self._see_off, stream, left)
+        else:
+            self.lingers(stream)
 
     def filled(self, stream: Stream, full: bool) -> None:
         """One side does not take what it is sent, or does so again."""
@@ -267,6 +269,5 @@ class Relay(Owner):
             other.shut()
         if self._silent:
             self._client.close()
-            self._see_off(self._client)
             self.close_server()
         self._silent = True

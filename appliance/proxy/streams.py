@@ -52,6 +52,10 @@ class Owner(ABC):
         """The peer does not take what it is sent, or does so again."""
 
     @abstractmethod
+    def lingers(self, stream: "Stream") -> None:
+        """The peer is parted from, but has yet to take its last words; told once."""
+
+    @abstractmethod
     def parted(self, stream: "Stream", error: OSError | None) -> None:
         """The socket is closed, for good; `error` is why, if that was not asked for."""
 
@@ -208,6 +212,7 @@ class Stream(Watched):
         self._mute = False  # nothing can be said any more
         self._lost: OSError | None = None  # why not
         self.closing = False
+        self._lingers = False
         self._closed = False
         self._watch()
 
@@ -409,7 +414,10 @@ class Stream(Watched):
             self.owner.filled(self, True)
         if self._closed:
             return
-        if not waiting and self.closing:
+        if waiting and self.closing and not self._lingers:
+            self._lingers = True
+            self.owner.lingers(self)
+        elif not waiting and self.closing:
             self.abort()
         elif not waiting and self._shut and not self._mute:
             self._mute = True

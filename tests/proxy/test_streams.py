@@ -39,6 +39,9 @@ class Recorder(Owner):
     def filled(self, stream: Stream, full: bool) -> None:  # noqa: ARG002
         self.tell("filled", full)
 
+    def lingers(self, stream: Stream) -> None:
+        self.tell("lingers", stream.waiting() > 0)
+
     def parted(self, stream: Stream, error: OSError | None) -> None:  # noqa: ARG002
         self.tell("parted", type(error))
 
@@ -146,7 +149,8 @@ def test_a_slow_peer_is_full_and_takes_all_in_the_end(pairs: Pairs) -> None:
         assert stream.waiting() > BACKLOG
         assert await read(peer, MUCH + 1) == data
         await owner.until("parted")
-        assert owner.told == [("filled", True), ("filled", False), ("parted", type(None))]
+        told = ["filled", "lingers", "filled", "parted"]
+        assert owner.told == list(zip(told, (True, True, False, type(None)), strict=True))
 
     run(work)
 
@@ -183,7 +187,9 @@ def test_a_pause_holds_back_and_an_end_is_told_once(pairs: Pairs) -> None:
         stream.shut()
         assert await read(peer, 100) == b"answer"
         await asyncio.sleep(0.05)
-        assert owner.told == [("heard", b"words"), ("heard", b"")]
+        stream.close()
+        await owner.until("parted")
+        assert owner.told == [("heard", b"words"), ("heard", b""), ("parted", type(None))]
 
     run(work)
 
