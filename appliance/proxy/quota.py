@@ -8,9 +8,10 @@ import enum
 import functools
 import hashlib
 import struct
-from abc import ABC
 from dataclasses import dataclass
 from typing import Final
+
+from mypy_extensions import mypyc_attr
 
 from appliance.config import Config
 
@@ -65,7 +66,8 @@ class Limits:
         return self.period + max(self.period, self.expiration)
 
 
-class Record(ABC):  # noqa: B024 - for the ledger's weak references, which machine code has no other room for
+@mypyc_attr(native_class=False)  # where it is machine code: the ledger holds it by weak references
+class Record:
     """What one client may use, and has used since `cleared`.
 
     `generation` is that of the quotas; a personal quota has a higher one than any configuration. `edited` is
