@@ -105,11 +105,7 @@ class Connection(Relay):
         self._was_direct = False
         self._service.clients.opened(self._visit.client.address)
         self.slot = connections.enter(self)
-        refusal = admission.refusal(self._visit)
-        if refusal is None:
-            self._admit()
-        else:
-            self._refuse(refusal)
+        self._admit()
 
     def client_left(self) -> None:
         """The client is gone."""
@@ -119,6 +115,10 @@ class Connection(Relay):
     def _admit(self) -> None:
         """Let the client in: at once, unless somebody has to be asked about it."""
         try:
+            refusal = admission.refusal(self._visit)
+            if refusal is not None:
+                self._refuse(refusal)
+                return
             self._visit.route = admission.known_route(self._visit, self._client.sock)
             answer = self._judge() if self._visit.route else self._find()
             if isinstance(answer, Verdict):

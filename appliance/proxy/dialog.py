@@ -94,7 +94,7 @@ class Dialog(Owner):
     def parted(self, stream: Stream, error: OSError | None) -> None:  # noqa: ARG002
         """The connection is gone."""
         self._over = True
-        self._error = error
+        self._error = self._error or error
         self._tell()
 
     def broken(self, error: Exception) -> None:

@@ -2,7 +2,7 @@
 
 The worker opens its doorway when it is ready to serve and closes it when it drains. Who may stay is decided
 in `admission.py`; here clients are taken from the kernel's queue as long as there are files to hold them.
-Once there are none, the event loop would take each client and drop it at once, so the doorway shuts before.
+Once there are none, each try to take one would fail, over and over, so the doorway shuts before.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ def queue_length(config: Config) -> int:
 class Doorway(Watched):
     """Hands clients that connect to `listener`, and their addresses, to `welcome`.
 
-    When there are no files for more, `crowded` is told why, once for each client, and should `pause` it.
+    When there are no files for more, `crowded` is told why, and should `pause` it.
     """
 
     def __init__(

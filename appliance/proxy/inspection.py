@@ -30,30 +30,17 @@ class Inspection:
         """Answer the gate CONNECT, the one that is asked before there is a session."""
         if target := self._visit.target:
             self._tally().went_to(target.address)
-        checks = self._checks.at(Gate.CONNECT)
-        for number, check in enumerate(checks):
-            answer = check.ask(self._visit, b"")
-            if not isinstance(answer, Verdict):
-                return self._admit_later(self._wait(check, answer), checks[number + 1 :])
-            if answer.action is not Action.PASS:
-                return answer
-        return PASS
-
-    async def _admit_later(self, first: Awaitable[Verdict], checks: Sequence[Check]) -> Verdict:
-        return await self._ask_on(await first, checks, b"")
+        return self._ask_checks(Gate.CONNECT, b"")
 
     def ask(self, gate: Gate, subject: bytes) -> Verdict | None:
         """Answer a gate of the session; None when the answer takes time."""
-        checks = self._checks.at(gate)
-        for number, check in enumerate(checks):
-            answer = check.ask(self._visit, subject)
-            if not isinstance(answer, Verdict):
-                late = self._answer(self._wait(check, answer), checks[number + 1 :], gate, subject)
-                self._late = asyncio.get_running_loop().create_task(late)
-                return None
-            if answer.action is not Action.PASS:
-                self._tally().refusals += 1
-                return answer
+        answer = self._ask_checks(gate, subject)
+        if not isinstance(answer, Verdict):
+            self._late = asyncio.get_running_loop().create_task(self._answer_late(answer, gate))
+            return None
+        if answer.action is not Action.PASS:
+            self._tally().refusals += 1
+            return answer
         return self._ask_message(gate)
 
     def cancel(self) -> None:
@@ -69,11 +56,9 @@ class Inspection:
             return self.message.end()
         return PASS
 
-    async def _answer(
-        self, first: Awaitable[Verdict], checks: Sequence[Check], gate: Gate, subject: bytes
-    ) -> None:
+    async def _answer_late(self, answer: Awaitable[Verdict], gate: Gate) -> None:
         try:
-            verdict: Verdict | None = await self._ask_on(await first, checks, subject)
+            verdict: Verdict | None = await answer
         except Exception as error:  # a check that breaks down must not take good mail with it
             told = {"message": f"a check at {gate.name} failed", "exception": error}
             asyncio.get_running_loop().call_exception_handler(told)
@@ -86,8 +71,20 @@ class Inspection:
         if verdict:
             self._resume(verdict)
 
-    async def _ask_on(self, verdict: Verdict, checks: Sequence[Check], subject: bytes) -> Verdict:
+    def _ask_checks(self, gate: Gate, subject: bytes) -> Verdict | Awaitable[Verdict]:
+        """Ask the checks of a gate until one does not pass, or takes time."""
+        checks = self._checks.at(gate)
+        for number, check in enumerate(checks):
+            answer = check.ask(self._visit, subject)
+            if not isinstance(answer, Verdict):
+                return self._ask_on(self._wait(check, answer), checks[number + 1 :], subject)
+            if answer.action is not Action.PASS:
+                return answer
+        return PASS
+
+    async def _ask_on(self, first: Awaitable[Verdict], checks: Sequence[Check], subject: bytes) -> Verdict:
         """Ask further checks as long as they pass."""
+        verdict = await first
         for check in checks:
             if verdict.action is not Action.PASS:
                 break

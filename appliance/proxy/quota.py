@@ -139,7 +139,7 @@ class Record:
         if not self.quotas[use]:
             self.tries[use] += 1
             return True
-        seen = use - Use.HELOS
+        seen = use - NAMED[0]
         digest = _digest(name)
         if stands_in(digest, self.names[seen]):
             self.tries[use] += 1

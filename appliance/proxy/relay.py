@@ -207,7 +207,7 @@ class Relay(Owner):
 
     def close_server(self) -> None:
         """Part from the server once it has what it was sent."""
-        if self._server and not self._server.closing:
+        if self._server:
             self._server.close()
 
     def hang_up(self, *, patiently: bool) -> None:

@@ -19,7 +19,7 @@ from appliance.proxy import splice
 from appliance.proxy.readiness import LAST, READ, WRITE, Poll
 
 BACKLOG: Final = 65536  # bytes that may wait for a peer before it is called full; or buffer_size
-_LITTLE: Final = 4096  # bytes that are read without much ado
+_LITTLE: Final = 4096  # bytes that there is always room for
 _PIECE: Final = 262144  # bytes that are read from one socket at a time
 _PORTION: Final = 262144  # bytes read that are judged and sent before more is
 _SERVED: Final = 256  # sockets that are served in a turn
@@ -222,13 +222,12 @@ class Stream(Watched):
         """Send, at the turn's end."""
         if self._mute or self.closing:
             return
+        if self._rest or not self._said:
+            self._turn.say(self)
         if self._said:
             self._more.append(data)
         else:
             self._said = data
-            self._turn.say(self)
-        if self._rest:
-            self._turn.say(self)
 
     def pause(self) -> None:
         """Read no more for now."""
@@ -399,8 +398,9 @@ class Stream(Watched):
         self._said = self._rest = b""
         self._more.clear()
         self._at = 0
-        self._watch()
-        if not (self._reads() and isinstance(error, ConnectionError)):
+        if self._reads() and isinstance(error, ConnectionError):
+            self._watch()
+        else:
             self.abort(error)
 
     def _settle(self) -> None:

@@ -82,15 +82,20 @@ class Limited:
         return row[0] if row else None
 
 
+@pytest.fixture(scope="module", autouse=True)
+def others(network: Network) -> None:
+    for source in OTHERS:
+        network.client.add_address(f"{source}/24")
+
+
 @pytest.fixture
 def limited(network: Network, postfix: Postfix, gateway: GatewayFactory, home: Path) -> Limited:
     return Limited(network, postfix, gateway, home)
 
 
 @pytest.mark.option("ratelimit_connections", "ratelimit_period", "ratelimit_path", "msg_rate_reject")
-def test_connections(limited: Limited, network: Network) -> None:
+def test_connections(limited: Limited) -> None:
     gateway = limited.start(ratelimit_connections=3, msg_rate_reject="too many today")
-    network.client.add_address(f"{OTHERS[0]}/24")
     assert [limited.greeting()[:3] for _ in range(3)] == [b"220"] * 3
     for _ in range(2):
         assert limited.greeting() == b"554 gw.example.test too many today\r\n"
@@ -268,9 +273,7 @@ def test_a_killed_worker_forgets_less_than_a_second(limited: Limited) -> None:
     assert limited.greeting().startswith(b"554")
 
 
-def test_two_workers_write_one_database(limited: Limited, network: Network) -> None:
-    for source in OTHERS[1:]:
-        network.client.add_address(f"{source}/24")
+def test_two_workers_write_one_database(limited: Limited) -> None:
     gateway = limited.start(ratelimit_connections=5)
     assert {worker_of(ip_address(source), 2) for source in OTHERS} == {0, 1}
     with ThreadPoolExecutor(len(OTHERS)) as pool:

@@ -97,6 +97,13 @@ def run(work: Callable[[Turn], Awaitable[None]]) -> None:
         runner.run(within())
 
 
+def met(turn: Turn, pairs: Pairs) -> tuple[Recorder, Stream, socket.socket]:
+    """Make a connection: who is told of it, the gateway's stream, and the peer's end."""
+    ours, peer = pairs()
+    owner = Recorder()
+    return owner, Stream(turn, ours, owner, BACKLOG), peer
+
+
 def reset(peer: socket.socket) -> None:
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     peer.close()
@@ -136,9 +143,7 @@ def test_all_are_heard_before_anything_is_said_and_it_is_said_as_one(pairs: Pair
 
 def test_a_slow_peer_is_full_and_takes_all_in_the_end(pairs: Pairs) -> None:
     async def work(turn: Turn) -> None:
-        ours, peer = pairs()
-        owner = Recorder()
-        stream = Stream(turn, ours, owner, BACKLOG)
+        owner, stream, peer = met(turn, pairs)
         data = os.urandom(MUCH)
         for at in range(0, MUCH, 100_000):
             stream.say(data[at : at + 100_000])
@@ -157,9 +162,7 @@ def test_a_slow_peer_is_full_and_takes_all_in_the_end(pairs: Pairs) -> None:
 
 def test_what_is_large_comes_whole_and_in_portions(pairs: Pairs) -> None:
     async def work(turn: Turn) -> None:
-        ours, peer = pairs()
-        owner = Recorder()
-        Stream(turn, ours, owner, BACKLOG)
+        owner, _, peer = met(turn, pairs)
         data = os.urandom(MUCH)
         await asyncio.to_thread(peer.sendall, data)
         peer.shutdown(socket.SHUT_WR)
@@ -173,9 +176,7 @@ def test_what_is_large_comes_whole_and_in_portions(pairs: Pairs) -> None:
 
 def test_a_pause_holds_back_and_an_end_is_told_once(pairs: Pairs) -> None:
     async def work(turn: Turn) -> None:
-        ours, peer = pairs()
-        owner = Recorder()
-        stream = Stream(turn, ours, owner, BACKLOG)
+        owner, stream, peer = met(turn, pairs)
         stream.pause()
         peer.send(b"words")
         peer.shutdown(socket.SHUT_WR)
@@ -198,9 +199,7 @@ def test_a_pause_holds_back_and_an_end_is_told_once(pairs: Pairs) -> None:
 @pytest.mark.parametrize("paused", [False, True], ids=["read", "paused"])
 def test_a_reset_is_an_error_however_it_is_met(pairs: Pairs, busy: bool, paused: bool) -> None:
     async def work(turn: Turn) -> None:
-        ours, peer = pairs()
-        owner = Recorder()
-        stream = Stream(turn, ours, owner, BACKLOG)
+        owner, stream, peer = met(turn, pairs)
         if paused:
             stream.pause()
         reset(peer)
@@ -222,9 +221,7 @@ def test_a_reset_is_an_error_however_it_is_met(pairs: Pairs, busy: bool, paused:
 
 def test_last_words_are_heard_though_nothing_can_be_said(pairs: Pairs) -> None:
     async def work(turn: Turn) -> None:
-        ours, peer = pairs()
-        owner = Recorder()
-        stream = Stream(turn, ours, owner, BACKLOG)
+        owner, stream, peer = met(turn, pairs)
         stream.pause()
         peer.send(b"421 bye\r\n")
         peer.shutdown(socket.SHUT_WR)
