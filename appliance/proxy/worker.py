@@ -76,9 +76,12 @@ class Worker:
         try:
             while line := await reader.readline():
                 await self._obey(json.loads(line))
+        except ConnectionError:
+            pass  # the supervisor is gone, with words of ours unread
         except Exception as error:  # whatever it was, the supervisor has to hear of it
             self._say({"is": "failed", "why": str(error) or type(error).__name__})
-        self._done.set()
+        finally:
+            self._done.set()
 
     async def _obey(self, order: dict[str, object]) -> None:
         match order["do"]:

@@ -4,6 +4,7 @@ import subprocess
 from collections.abc import Callable
 
 from appliance.nft import kernel
+from lab.process import wait_until
 
 ALL_ROUTES = ("route", "show", "table", "all")
 TPROXY = "mode tproxy\nbind_address ::\nlan_interfaces lan\n"
@@ -27,9 +28,16 @@ def as_router(work: Callable[[], None]) -> None:
                 run("ip", "link", "set", end, "up", "addrgenmode", "none")
         run("ip", "address", "add", "10.0.0.254/24", "dev", "lan")
         run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        wait_until(settled, 10, "routes of all interfaces that came up")
         work()
 
     kernel.elsewhere(prepare)
+
+
+def settled() -> bool:
+    """Tell whether the kernel has made the routes of the four ends, some time after they came up."""
+    routes = run("ip", "-6", *ALL_ROUTES)
+    return not routes or routes.count("multicast ") == 4  # none at all without IPv6
 
 
 def traces() -> list[str]:

@@ -10,6 +10,7 @@ in milliseconds. The scanners find what a message says that they should:
 import contextlib
 import json
 import re
+import select
 import shutil
 import socket
 import socketserver
@@ -146,10 +147,20 @@ class Inside:
         """Wait until there is no session."""
         wait_until(lambda: self.board.total(Counter.SESSIONS) == 0, 5, "the end of all sessions")
 
+    def abandon(self, *, unread: bool) -> int:
+        """Vanish as a supervisor that is killed, with an answer unread or not; give how the worker ends."""
+        if unread:
+            self.tell("sessions")
+            assert select.select([self._control], [], [], 5)[0]
+        for ours in (self._answers, self._control):
+            ours.close()
+        return self._process.wait(10)
+
     def close(self) -> None:
         """End the worker and look whether it found itself at fault."""
-        self.tell("stop")
         try:
+            if self._process.poll() is None:
+                self.tell("stop")
             assert self._process.wait(10) == 0
         finally:
             self._process.kill()
