@@ -79,13 +79,11 @@ class Host:
         self.root = Path("/")
 
     def _write_etc(self) -> None:
-        passwd = Path("/etc/passwd").read_text()
-        group = Path("/etc/group").read_text()
+        passwd = _without_ours("/etc/passwd")
+        group = _without_ours("/etc/group")
         for account, number in ACCOUNTS.items():
-            if f"\n{account}:" not in passwd:
-                passwd += f"{account}:x:{number}:{number}::/nonexistent:/usr/sbin/nologin\n"
-            if f"\n{account}:" not in group:
-                group += f"{account}:x:{number}:\n"
+            passwd += f"{account}:x:{number}:{number}::/nonexistent:/usr/sbin/nologin\n"
+            group += f"{account}:x:{number}:\n"
         group += f"appliance:x:{OPERATORS}:alice\n"
         etc = self.directory / "etc"
         (etc / "passwd").write_text(passwd)
@@ -267,3 +265,9 @@ class Host:
 
 def _family(address: str) -> int:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _without_ours(file: str) -> str:
+    """Give the machine's accounts but for those of `ACCOUNTS`, which it may have with other numbers."""
+    lines = Path(file).read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if line.partition(":")[0] not in (*ACCOUNTS, "appliance"))

@@ -1,14 +1,16 @@
-"""One message's copy for the scanners, written while the message flows to the server.
+"""One message's copy for the scanners, made while the message flows to the server.
 
 The worker opens a `Spool` when a server accepts a message, writes every piece of it, hands it to the
 scanners at its end and closes it. `sweep` is called once when a worker starts. What a message means, and
 whether its copy is kept, is decided elsewhere.
 
-A copy has no name wherever that is possible: the kernel forgets it with the process. A scanner that is told
-a path needs a name, and so does a file system without O_TMPFILE. A named copy that is still in use has a
-second name beside it, `.live.<name>`, and is locked (flock) as long as its process lives. Only a copy with
-that second name whose lock is free is a leftover: what `spool_leave_on` kept has one name, and is never
-touched.
+A copy is in memory as long as there is room, and then costs no disk anything. It is a file in `spool_path`
+when a scanner is told its path, when `spool_leave_on` keeps it, and when the copies of all messages under
+way are large. A file has no name wherever that is possible: the kernel forgets it with the process. A
+scanner that is told a path needs a name, and so does a file system without O_TMPFILE. A named copy that is
+still in use has a second name beside it, `.live.<name>`, and is locked (flock) as long as its process lives.
+Only a copy with that second name whose lock is free is a leftover: what `spool_leave_on` kept has one name,
+and is never touched.
 """
 
 import contextlib
@@ -19,64 +21,79 @@ import os
 import stat
 import time
 from pathlib import Path
+from typing import Final
 
 _LIVE = ".live."
 _SETTLED = 60.0  # seconds; between creation and flock a copy is alive without looking so
-_NO_TMPFILE = {
-    errno.EOPNOTSUPP,
-    errno.EISDIR,
-    errno.ENOENT,
-    errno.EINVAL,
-}  # open(2): kernel or file system without it
+# open(2): kernel or file system without it
+_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
+
+
+class Memory:
+    """What the copies of this process may take of its memory, and take now; bytes."""
+
+    def __init__(self) -> None:
+        self.room = 32 << 20
+        self.held = 0
+
+
+MEMORY: Final = Memory()
 
 
 class Spool:
     """The copy of one message.
 
-    It is `directory/name` (an absolute path), with exactly the permissions `perm`, for at most `limit`
-    bytes of message. `named` gives it its name at once, for scanners that open it by path. Raises OSError
-    when it cannot be made.
+    Where it needs a file, that is `directory/name` (an absolute path), with exactly the permissions `perm`,
+    for at most `limit` bytes of message. `named` makes it a file with its name at once, for scanners that
+    open it by path. Raises OSError when it cannot be made.
 
-    `size` counts the bytes of message seen, whether they are still copied or not. `dropped` tells that
-    there is no copy any more: the message passed the limit, or writing failed. `fd` is -1 then. `path` is
-    the name, None as long as there is none.
+    `size` counts the bytes of message seen, whether they are still copied or not, `length` those of the
+    copy, our own lines with them. `dropped` tells that there is no copy any more: the message passed the
+    limit, writing failed, or it was closed. `path` is the name, None as long as there is none.
     """
 
     def __init__(self, directory: Path, name: str, perm: int, limit: int, named: bool) -> None:
         self.size = 0
+        self.length = 0
         self.dropped = False
         self.path: Path | None = None
-        self.fd = -1
-        self._directory, self._file = directory, name
+        self._text = bytearray()  # the copy, unless it is a file
+        self._file = -1
+        self._lent = -1  # a file in memory, for a scanner
+        self._directory, self._filename, self._perm = directory, name, perm
         self._limit = limit
         self._kept = False
-        if not named:
-            self.fd = _open_unnamed(directory)
-        if self.fd < 0:
-            self._open_named()
-        try:
-            os.fchmod(self.fd, perm & 0o777)  # open(2) would have taken the umask off
-        except OSError:
-            self.close()
-            raise
+        if named:
+            self._open(named=True)
 
     @property
     def _name(self) -> Path:
-        return self._directory / self._file
+        return self._directory / self._filename
 
     @property
     def _live(self) -> Path:
-        return self._directory / f"{_LIVE}{self._file}"
+        return self._directory / f"{_LIVE}{self._filename}"
+
+    def _open(self, *, named: bool) -> None:
+        if not named:
+            self._file = _open_unnamed(self._directory)
+        if self._file < 0:
+            self._open_named()
+        try:
+            os.fchmod(self._file, self._perm & 0o777)  # open(2) would have taken the umask off
+        except OSError:
+            self._close_file()
+            raise
 
     def _open_named(self) -> None:
-        self.fd = os.open(
+        self._file = os.open(
             self._live, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
         )
         try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._give_name(str(self._live))
         except OSError:
-            self.close()
+            self._close_file()
             self._live.unlink(missing_ok=True)
             raise
         self.path = self._name
@@ -87,7 +104,7 @@ class Spool:
             try:
                 # follow_symlinks is heeded only beside a src_dir_fd, which an absolute source makes
                 # meaningless otherwise
-                return os.link(source, self._name, src_dir_fd=self.fd, follow_symlinks=True)
+                return os.link(source, self._name, src_dir_fd=self._file, follow_symlinks=True)
             except FileExistsError:
                 self._name.unlink(missing_ok=True)
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self._name))
@@ -101,7 +118,7 @@ class Spool:
         if self.dropped:
             return
         if self.size > self._limit:
-            self._drop()
+            self.close()
             return
         self._append(data)
 
@@ -111,19 +128,62 @@ class Spool:
             self._append(data)
 
     def _append(self, data: bytes | memoryview) -> None:
-        try:
-            written = os.write(self.fd, data)
-            while written < len(
-                data
-            ):  # a disk that is nearly full takes part of it, and says so on the next call
-                written += os.write(self.fd, memoryview(data)[written:])
-        except OSError:
-            self._drop()
-            raise
+        size = len(data)
+        if self._file < 0 and MEMORY.held + size <= MEMORY.room:
+            MEMORY.held += size
+            self._text += data
+        else:
+            try:
+                self._to_file()
+                _write(self._file, data)
+            except OSError:
+                self.close()
+                raise
+        self.length += size
 
-    def _drop(self) -> None:
-        self.dropped = True
-        self.close()
+    def _to_file(self) -> None:
+        """Let the copy be a file from now on; raises OSError, and then it is where it was."""
+        if self._file >= 0:
+            return
+        try:
+            self._open(named=False)
+            _write(self._file, self._text)
+        except OSError:
+            self._close_file()
+            raise
+        self._free()
+
+    def _free(self) -> None:
+        MEMORY.held -= len(self._text)
+        self._text = bytearray()
+
+    def read(self, at: int, size: int) -> bytes:
+        """Give a part of the copy; raises OSError, EOFError when it ends before."""
+        self._see_it_is_there()
+        if self._file < 0:
+            part = bytes(memoryview(self._text)[at : at + size])
+        else:
+            part = os.pread(self._file, size, at)
+        if len(part) < size:
+            raise EOFError("the message's copy ends too early")
+        return part
+
+    def descriptor(self) -> int:
+        """Give an open file that holds the copy, until it is closed. Raises OSError."""
+        self._see_it_is_there()
+        if self._file < 0 and not hasattr(os, "memfd_create"):
+            self._to_file()
+        if self._file >= 0:
+            return self._file
+        if self._lent < 0:
+            lent = os.memfd_create("message")
+            try:
+                _write(lent, self._text)
+            except OSError:
+                os.close(lent)
+                raise
+            self._lent = lent
+        return self._lent
 
     def keep(self) -> Path:
         """Leave the copy under its name for good and return that name; raises OSError when that cannot be.
@@ -132,10 +192,10 @@ class Spool:
         """
         if self._kept:
             return self._name
-        if self.fd < 0:
-            raise FileNotFoundError(errno.ENOENT, "the copy was dropped", str(self._name))
+        self._see_it_is_there()
+        self._to_file()
         if self.path is None:
-            self._give_name(f"/proc/self/fd/{self.fd}")
+            self._give_name(f"/proc/self/fd/{self._file}")
         else:
             self._live.unlink()
         self.path = self._name
@@ -144,14 +204,34 @@ class Spool:
 
     def close(self) -> None:
         """Remove the copy, unless it is kept. May be called again."""
+        self.dropped = True
+        self._free()
+        self._close_file()
+        if self._lent >= 0:
+            os.close(self._lent)
+            self._lent = -1
+
+    def _see_it_is_there(self) -> None:
+        if self.dropped:
+            raise FileNotFoundError(errno.ENOENT, "the copy was dropped", str(self._name))
+
+    def _close_file(self) -> None:
         if self.path is not None and not self._kept:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
                 self._live.unlink(missing_ok=True)
         self.path = None
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def _write(file: int, data: bytes | bytearray | memoryview) -> None:
+    with memoryview(data) as left:
+        written = 0
+        while written < len(left):
+            # A disk that is nearly full takes part of it, and says so on the next call.
+            written += os.write(file, left[written:])
 
 
 @functools.cache
@@ -168,9 +248,8 @@ def _open_unnamed(directory: Path) -> int:
         return os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
     except OSError as error:
         if error.errno in _NO_TMPFILE:
-            return (
-                -1
-            )  # a directory that is missing fails again, and then for good, when the named file is made
+            # A directory that is missing fails again, and then for good, when the named file is made.
+            return -1
         raise
 
 

@@ -24,8 +24,9 @@ from tests.lab.scripted import BODY, Quiet, ScriptedScanner, ScriptedServer, Tal
 
 pytestmark = pytest.mark.lab
 
-BIG = BODY + "a line of some length that fills the disk\r\n" * 5000
-BOTH = pytest.mark.parametrize("transfer", ["path", "stream"], ids=["named", "unnamed"])
+LINE = "a line of some length that fills the disk\r\n"
+BIG = BODY + LINE * 5000
+HUGE = BODY + LINE * (34_000_000 // len(LINE))  # more than copies may take of a worker's memory
 
 
 @pytest.fixture
@@ -219,7 +220,7 @@ def fill(disk: Path) -> None:
             file.write(bytes(4096))
 
 
-@BOTH
+@pytest.mark.parametrize(("transfer", "body"), [("path", BIG), ("stream", HUGE)], ids=["named", "unnamed"])
 @pytest.mark.parametrize(("ignore", "code"), [("no", "451"), ("yes", "250")])
 @pytest.mark.option("ignore_errors")
 def test_a_disk_that_fills_up_within_a_message(
@@ -230,16 +231,15 @@ def test_a_disk_that_fills_up_within_a_message(
     ignore: str,
     code: str,
     transfer: str,
+    body: str,
 ) -> None:
     with tiny_disk(network, "64k") as path:
-        running = gateway(
-            scanned(clamd.socket)
-            | {"spool_path": str(path), "ignore_errors": ignore, "antivirus_transfer": transfer}
-        )
+        options: Options = {"spool_path": str(path), "ignore_errors": ignore, "antivirus_transfer": transfer}
+        running = gateway(scanned(clamd.socket) | options | {"scan_max_size": 50_000_000})
         quiet = Quiet(running)
         with dial(network, server) as client:
             client.greet().begin()
-            assert client.finish(BIG).startswith(code)
+            assert client.finish(body).startswith(code)
             assert client.ask("NOOP").startswith("250")
         with dial(network, server) as client:
             assert client.greet().begin().finish().startswith("250")
@@ -251,7 +251,6 @@ def test_a_disk_that_fills_up_within_a_message(
         assert running.log.count("SCAN:CLEAN") == 1
 
 
-@BOTH
 @pytest.mark.parametrize(("ignore", "code"), [("no", "451"), ("yes", "250")])
 @pytest.mark.parametrize("body", [f"Subject: virus\r\n\r\n{EICAR}\r\n", ""], ids=["virus", "empty"])
 def test_a_disk_that_is_full_already(
@@ -261,13 +260,12 @@ def test_a_disk_that_is_full_already(
     gateway: GatewayFactory,
     ignore: str,
     code: str,
-    transfer: str,
     body: str,
 ) -> None:
     """Nothing may pass unscanned because not even the copy's first line could be written."""
     with tiny_disk(network, "64k") as path:
         fill(network.router.root / path.relative_to("/"))
-        options: Options = {"spool_path": str(path), "ignore_errors": ignore, "antivirus_transfer": transfer}
+        options: Options = {"spool_path": str(path), "ignore_errors": ignore, "antivirus_transfer": "path"}
         running = gateway(scanned(clamd.socket) | options)
         with dial(network, server) as client:
             client.greet()
@@ -290,7 +288,6 @@ def forbid(directory: Path) -> None:
     os.chown(directory, 0, 0)
 
 
-@BOTH
 @pytest.mark.parametrize("spoil", [remove, forbid])
 @pytest.mark.parametrize(("ignore", "code"), [("no", "451"), ("yes", "354")])
 def test_a_spool_directory_that_cannot_be_used(
@@ -301,9 +298,8 @@ def test_a_spool_directory_that_cannot_be_used(
     spoil: Callable[[Path], None],
     ignore: str,
     code: str,
-    transfer: str,
 ) -> None:
-    running = gateway(scanned(clamd.socket) | {"ignore_errors": ignore, "antivirus_transfer": transfer})
+    running = gateway(scanned(clamd.socket) | {"ignore_errors": ignore, "antivirus_transfer": "path"})
     spoil(running.spool)
     with dial(network, server) as client:
         client.greet()
@@ -316,6 +312,29 @@ def test_a_spool_directory_that_cannot_be_used(
             assert client.ask("MAIL FROM:<a@client.test>").startswith("451")
     assert len(server.messages) == (ignore == "yes")
     assert "SPOOL:FAILED" in running.log
+
+
+@pytest.mark.parametrize("transfer", ["stream", "fd"])
+def test_what_is_scanned_from_memory_needs_no_disk(
+    network: Network, server: ScriptedServer, clamd: Clamd, gateway: GatewayFactory, transfer: str
+) -> None:
+    running = gateway(scanned(clamd.socket) | {"antivirus_transfer": transfer, "spool_leave_on": "virus"})
+    remove(running.spool)
+    before = written(running)
+    with dial(network, server) as client:
+        assert client.greet().begin().finish(BIG).startswith("250")
+    assert "SPOOL:FAILED" not in running.log
+    assert written(running) == before
+    with dial(network, server) as client:
+        assert client.greet().begin().finish(f"Subject: virus\r\n\r\n{EICAR}\r\n").startswith("550")
+    assert running.log.count("SPOOL:FAILED") == 1  # the one that shall be kept
+    assert len(server.messages) == 1
+
+
+def written(gateway: Gateway) -> int:
+    """Give the bytes that the workers have written to files so far."""
+    counts = (Path(f"/proc/{pid}/io").read_text() for pid in gateway.workers())
+    return sum(int(text.partition("\nwrite_bytes: ")[2].partition("\n")[0]) for text in counts)
 
 
 def test_a_virus_is_refused_though_its_sender_cannot_be_locked(

@@ -8,7 +8,6 @@ whole answer, tries five times after a timeout, ignores short sends, cannot reac
 open. What it makes of an answer is stricter here, too.
 """
 
-import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -95,8 +94,8 @@ class Scanner(scanners.Scanner):
         elif self._by_descriptor:
             request = _said(_Command._send_command, "FILDES")  # which pyclamd has no method for
         else:
-            request = _said(_Command.scan_stream, _Content(os.fstat(spool.fd).st_size), _PIECE)
-        answer = await self._ask(request, spool.fd)
+            request = _said(_Command.scan_stream, _Content(spool.length), _PIECE)
+        answer = await self._ask(request, spool)
         if _CLEAN.fullmatch(answer):
             return Finding(State.CLEAN)
         if found := _FOUND.fullmatch(answer):
@@ -108,11 +107,11 @@ class Scanner(scanners.Scanner):
         if (answer := await self._ask(_said(_Command.ping))) != "PONG":
             raise ScanError(f"clamd answered {answer}")
 
-    async def _ask(self, request: list[_Piece], copy: int | None = None) -> str:
-        """Send a request, with what it needs of the open copy, and give the one line that answers it."""
+    async def _ask(self, request: list[_Piece], copy: Spool | None = None) -> str:
+        """Send a request, with what it needs of the copy, and give the one line that answers it."""
         with await reach(self.address, _ANSWER) as clamd:
-            if self._by_descriptor and copy is not None:
-                clamd.hand_over(b"".join(map(bytes, request)) + b"\0", copy)
+            if self._by_descriptor and copy:
+                clamd.hand_over(b"".join(map(bytes, request)) + b"\0", copy.descriptor())
             else:
                 for piece in request:
                     await clamd.say(piece if isinstance(piece, bytes) else _read(copy, piece))
@@ -122,9 +121,6 @@ class Scanner(scanners.Scanner):
         return answer[:-1].decode("ascii", "replace")
 
 
-def _read(copy: int | None, where: range) -> bytes:
-    assert copy is not None
-    piece = os.pread(copy, len(where), where.start)
-    if len(piece) < len(where):
-        raise ScanError("the message's copy ends too early")
-    return piece
+def _read(copy: Spool | None, where: range) -> bytes:
+    assert copy
+    return copy.read(where.start, len(where))

@@ -8,7 +8,6 @@ certificates for every message.
 """
 
 import math
-import os
 
 from aiospamc.client import Client  # type: ignore[import-untyped]
 from aiospamc.header_values import ContentLengthValue  # type: ignore[import-untyped]
@@ -25,24 +24,20 @@ _PIECE = 65536
 
 
 class _Connection:
-    """What aiospamc sends a request through: the head is its, the message comes from the file `fd`."""
+    """What aiospamc sends a request through: the head is its, the message comes from its `copy`."""
 
-    def __init__(self, address: SocketAddress, fd: int = -1, size: int = 0) -> None:
+    def __init__(self, address: SocketAddress, copy: Spool | None = None) -> None:
         self._address = address
-        self._fd = fd
-        self._size = size
+        self._copy = copy
 
     async def request(self, head: bytes) -> bytes:
         """Send the request and return the answer, which ends where spamd closes the connection."""
         with await reach(self._address, _ANSWER) as spamd:
             await spamd.say(head)
-            sent = 0
-            while sent < self._size:
-                piece = os.pread(self._fd, min(_PIECE, self._size - sent), sent)
-                if not piece:
-                    raise ScanError("the message's copy ends too early")
-                await spamd.say(piece)
-                sent += len(piece)
+            size = self._copy.length if self._copy else 0
+            for at in range(0, size, _PIECE):
+                assert self._copy
+                await spamd.say(self._copy.read(at, min(_PIECE, size - at)))
             spamd.finish()  # spamd waits for the rest of a last line without a newline
             return await spamd.answer()
 
@@ -57,9 +52,8 @@ class Scanner(scanners.Scanner):
         self._threshold = threshold
 
     async def _scan(self, spool: Spool) -> Finding:
-        size = os.fstat(spool.fd).st_size
-        request = Request("CHECK", headers={"Content-length": ContentLengthValue(length=size)})
-        response = await Client(_Connection(self.address, spool.fd, size)).request(request)
+        request = Request("CHECK", headers={"Content-length": ContentLengthValue(length=spool.length)})
+        response = await Client(_Connection(self.address, spool)).request(request)
         if "Spam" not in response.headers:
             raise ScanError("spamd answered without a score")
         score: float = response.headers["Spam"].score
