@@ -19,6 +19,7 @@ COMPILED = [
     "appliance/proxy/session/takeover.py",
     "appliance/proxy/session/verdict.py",
     "appliance/proxy/session/xclient.py",
+    "appliance/log.py",
     "appliance/proxy/admission.py",
     "appliance/proxy/checks/__init__.py",
     "appliance/proxy/checks/auth.py",

@@ -52,7 +52,7 @@ def _escaped(found: re.Match[str]) -> str:
     character = found[0]
     if character > "~" and character.isprintable():
         return character
-    undecodable = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
+    undecodable = "surrogateescape" if 0xDC80 <= ord(character) <= 0xDCFF else "surrogatepass"
     return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", undecodable))
 
 

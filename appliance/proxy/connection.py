@@ -21,7 +21,7 @@ from appliance.proxy.inspection import Inspection
 from appliance.proxy.lookup import Endpoint, Route
 from appliance.proxy.relay import Relay
 from appliance.proxy.scoreboard import Counter
-from appliance.proxy.session import Action, Gate, Phase, Session, Verdict
+from appliance.proxy.session import Action, Effects, Gate, Phase, Session, Verdict
 from appliance.proxy.session.reply import reply
 from appliance.proxy.session.state import AUTH_ACCEPTED, AUTH_OFFERED
 from appliance.proxy.session.xclient import ClientOrigin
@@ -79,8 +79,8 @@ class Connections:
             self._last_left()
 
 
-class Connection(Relay):
-    """One client. Implements the session's `Effects`."""
+class Connection(Relay, Effects):
+    """One client."""
 
     def __init__(
         self,
@@ -316,6 +316,7 @@ class Connection(Relay):
         if self._session:
             self._session.end()
         self.close_server()
+        self._visit.release()
         self._service.clients.closed(self._visit.client.address)
         if self._visit.ident:
             self._service.clients.closed(self._visit.client.address, self._visit.ident)

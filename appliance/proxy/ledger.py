@@ -1,8 +1,8 @@
 """The rate limit records of one worker's clients: in memory, and written to the database behind their back.
 
-A client's record is read once, when the client is first seen, and kept while its period lasts; a session
-holds on to the one it began with. What changed is written twice a second, in a thread of its own, so no
-command ever waits for the disk and a crash costs less than a second of counting. The checks of rate limits
+A client's record is read once, when the client is first seen, and kept while its period lasts, or a session
+holds it: there are never two of a client. What changed is written twice a second, in a thread of its own, so
+no command ever waits for the disk and a crash costs less than a second of counting. The checks of rate limits
 call this; what a record says is `quota.py`'s business.
 """
 
@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
-from weakref import WeakValueDictionary
 
 from appliance.config import Config
 from appliance.log import Log
@@ -36,8 +35,6 @@ class Ledger:
     def __init__(self, clock: Callable[[], float] = time.time, room: int = RECORDS) -> None:
         self.clock = clock
         self._room = room
-        # Every record that anybody holds: the two below, and sessions. There are never two of a client.
-        self._alive: WeakValueDictionary[str, Record] = WeakValueDictionary()
         self._recent: OrderedDict[str, Record] = OrderedDict()
         self._dirty: dict[str, Record] = {}
         self._disk = ThreadPoolExecutor(1, "ratelimit")
@@ -59,17 +56,20 @@ class Ledger:
             rows = [row_of(record) for record in self._dirty.values()]
             self._disk.submit(before.save, rows)
             self._disk.submit(before.close)
-            for forgotten in (self._alive, self._recent, self._dirty):
-                forgotten.clear()
+            self._recent.clear()
+            self._dirty.clear()
         self._records = records
 
     def known(self, client: str) -> Record | None:
         """Give a client's record if it is in memory, and is more than a makeshift."""
-        record = self._recent.get(client) or self._alive.get(client)
+        record = self._in_memory(client)
         if record is None or not record.stored:
             return None
         self._keep(record)
         return record
+
+    def _in_memory(self, client: str) -> Record | None:
+        return self._recent.get(client) or self._dirty.get(client)
 
     async def fetch(self, client: str, limits: Limits, *, makeshift: bool) -> Record:
         """Give a client's record from the database, or a new one; raises RecordsError within seconds.
@@ -82,13 +82,13 @@ class Ledger:
             self._failed("reading", error)
             if not makeshift:
                 raise
-            record = self._alive.get(client)
+            record = self._in_memory(client)
             if record is None:
                 record = Record(client, limits, self.clock())
                 record.stored = False
         else:
             self._worked("reading")
-            record = self._alive.get(client)
+            record = self._in_memory(client)
             if record is None or (stored and not record.stored):
                 record = stored or Record(client, limits, self.clock())
             record.stored = True
@@ -127,12 +127,17 @@ class Ledger:
 
     def _keep(self, record: Record) -> None:
         """Keep a record as the latest one, at the cost of the one seen the longest time ago."""
-        if self._recent.get(record.client) is not record:
-            self._alive[record.client] = self._recent[record.client] = record
+        self._recent[record.client] = record
         self._recent.move_to_end(record.client)
         if len(self._recent) > self._room:
-            self._recent.popitem(last=False)
+            self._let_go(next(iter(self._recent.values())))
         self._write_soon()
+
+    def _let_go(self, record: Record) -> None:
+        if record.sessions:
+            self._recent.move_to_end(record.client)
+        else:
+            del self._recent[record.client]
 
     def _write_soon(self) -> None:
         if self._writer is None:
@@ -167,7 +172,7 @@ class Ledger:
                     del self._dirty[next(iter(self._dirty))]
                 raise
             for edited in edits:
-                record = self._alive.get(edited.client)
+                record = self._in_memory(edited.client) or batch.get(edited.client)
                 if record and record.edited != edited.edited:
                     record.adopt(edited)
                     self.changed(record)
@@ -181,7 +186,7 @@ class Ledger:
             record = next(iter(self._recent.values()), None)
             if record is None or record.cleared > over:
                 return
-            del self._recent[record.client]
+            self._let_go(record)
 
     async def _purge(self) -> None:
         if 0 <= self.clock() - self._purged < _PURGE_EVERY:

@@ -11,8 +11,6 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from mypy_extensions import mypyc_attr
-
 from appliance.config import Config
 
 
@@ -66,18 +64,17 @@ class Limits:
         return self.period + max(self.period, self.expiration)
 
 
-@mypyc_attr(native_class=False)  # where it is machine code: the ledger holds it by weak references
 class Record:
     """What one client may use, and has used since `cleared`.
 
     `generation` is that of the quotas; a personal quota has a higher one than any configuration. `edited` is
     the number of the last edit from outside. `stored` is False while nobody knows what the database has of
-    the client; such a record is never written.
+    the client; such a record is never written. `sessions` that hold it keep it in memory.
     """
 
     __slots__ = (
-        *("__weakref__", "cleared", "client", "edited", "generation", "names"),
-        *("quotas", "remembered", "stored", "tries", "used"),
+        *("cleared", "client", "edited", "generation", "names"),
+        *("quotas", "remembered", "sessions", "stored", "tries", "used"),
     )
 
     def __init__(self, client: str, limits: Limits, now: float) -> None:
@@ -86,6 +83,7 @@ class Record:
         self.quotas = limits.quotas
         self.edited = 0
         self.stored = True
+        self.sessions = 0
         self.remembered = b""
         self.clear(now)
 

@@ -13,6 +13,7 @@ import asyncio
 import socket
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from os import read, write
 from typing import Final
 
 from appliance.proxy import splice
@@ -349,7 +350,7 @@ class Stream(Watched):
             data = self._turn.receive(self.sock)
             self._much = len(data) >= _LITTLE
             return data
-        data = self.sock.recv(_LITTLE)
+        data = read(self._fd, _LITTLE)
         if len(data) == _LITTLE:
             self._much = True
             with suppress(BlockingIOError):
@@ -377,7 +378,7 @@ class Stream(Watched):
                 self._rest = b"".join((self._rest, *self._more))
                 self._more.clear()
         try:
-            self._at += self.sock.send(memoryview(self._rest)[self._at :] if self._at else self._rest)
+            self._at += write(self._fd, memoryview(self._rest)[self._at :] if self._at else self._rest)
         except BlockingIOError:
             pass
         except OSError as error:

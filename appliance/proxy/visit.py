@@ -30,6 +30,17 @@ class Visit:
         self.source = ""
         self.record: Record | None = None
 
+    def hold(self, record: Record) -> None:
+        """Have a record of what the client has used, until `release`."""
+        record.sessions += 1
+        self.record = record
+
+    def release(self) -> None:
+        """Let go of the record."""
+        if self.record:
+            self.record.sessions -= 1
+            self.record = None
+
     @property
     def target(self) -> Endpoint | None:
         """The mail server, once it is known."""

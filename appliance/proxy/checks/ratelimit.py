@@ -68,22 +68,21 @@ class Connections(Quota):
 
     async def _fetch(self, visit: Visit, client: str) -> Verdict:
         try:
-            visit.record = await self._ledger.fetch(
-                client, self._limits, makeshift=self._config.ignore_errors
-            )
+            fetched = await self._ledger.fetch(client, self._limits, makeshift=self._config.ignore_errors)
         except RecordsError:
             self._service.board.add(Counter.REJECT_RATELIMIT)
             self._service.log.notice("RATELIMIT:UNUSABLE", **visit.who())
             return Verdict(Action.HANGUP, 554, "", self._config.msg_ratelimit_error)
-        return self._admit(visit)
+        return self._admit(visit, fetched)
 
     def ask(self, visit: Visit, subject: bytes) -> Verdict | Awaitable[Verdict]:  # noqa: ARG002
         """Count the connection; take time only for a client not seen before."""
         client = lock_name(visit.client.address, visit.ident)
-        visit.record = self._ledger.known(client)
-        return self._admit(visit) if visit.record else self._fetch(visit, client)
+        known = self._ledger.known(client)
+        return self._admit(visit, known) if known else self._fetch(visit, client)
 
-    def _admit(self, visit: Visit) -> Verdict:
+    def _admit(self, visit: Visit, record: Record) -> Verdict:
+        visit.hold(record)
         if self._record(visit).spend(self.use):
             return PASS
         self._refused(visit, self.use)

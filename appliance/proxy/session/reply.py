@@ -34,7 +34,7 @@ def line_end(data: bytes, at: int) -> int:
         return 0
     if end > at + 3 and data[at + 3] != _BLANK and data[at + 3] != HYPHEN:
         return 0
-    return end + 2 if data.find(b"\n", at, end) < 0 else 0
+    return 0 if _LF in data[at:end] else end + 2
 
 
 def reply(code: int, enhanced: str, text: str) -> bytes:

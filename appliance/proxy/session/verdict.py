@@ -6,8 +6,11 @@ worker alike.
 """
 
 import enum
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
+
+from mypy_extensions import mypyc_attr, trait
 
 
 class Gate(enum.IntEnum):
@@ -59,39 +62,52 @@ class Verdict:
 PASS: Final = Verdict(Action.PASS)
 
 
-class Effects(Protocol):
+@trait
+@mypyc_attr(allow_interpreted_subclasses=True)  # the tests' are
+class Effects(ABC):
     """What a session may do to the world, called in the order in which it must become visible."""
 
+    @abstractmethod
     def to_client(self, data: bytes) -> None:
         """Send to the client."""
 
+    @abstractmethod
     def to_server(self, data: bytes) -> None:
         """Send to the server."""
 
+    @abstractmethod
     def ask(self, gate: Gate, subject: bytes) -> Verdict | None:
         """Ask the checks of a gate; None when the answer will come through `Session.resume`."""
 
+    @abstractmethod
     def begin_message(self) -> bytes:
         """A message begins: give the header lines to insert, each with its CRLF, or nothing."""
 
+    @abstractmethod
     def spool(self, data: bytes) -> Verdict | None:
         """Copy a piece of message for the scanners; a verdict when that failed and must end the message."""
 
+    @abstractmethod
     def drop_message(self) -> None:
         """The message under way will never be finished: forget its copy."""
 
+    @abstractmethod
     def finish_message(self) -> None:
         """The end of the message was released to the server."""
 
+    @abstractmethod
     def direct(self) -> None:
         """From here on the worker relays both ways by itself; the session is not called any more."""
 
+    @abstractmethod
     def taken_over(self, reason: str) -> None:
         """The session plays server from here on: timeout_session runs."""
 
+    @abstractmethod
     def close_server(self) -> None:
         """Close the connection to the server once everything sent has left."""
 
+    @abstractmethod
     def close_client(self) -> None:
         """Close the connection to the client once everything sent has left."""
 

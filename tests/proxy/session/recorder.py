@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from appliance.proxy.session import PASS, Gate, Phase, Session, Settings, Texts, Verdict
+from appliance.proxy.session import PASS, Effects, Gate, Phase, Session, Settings, Texts, Verdict
 
 TEXTS = Texts(
     hello="hello",
@@ -29,7 +29,7 @@ class Copy:
     passed: bool = False
 
 
-class Recorder:
+class Recorder(Effects):
     """Remembers every effect and plays the checks.
 
     `verdicts` names the answer of a gate, by gate or by (gate, subject). At the gates in `late` the answer
