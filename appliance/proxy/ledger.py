@@ -24,6 +24,7 @@ WRITE_EVERY: Final = 0.5  # seconds
 _READ_WITHIN: Final = 5.0  # seconds, or the record counts as unusable
 _CLOSE_WITHIN: Final = 3.0  # seconds for the last writing
 _BATCH: Final = 1000  # records written in one transaction, and looked at for being over
+_LETTING_GO: Final = 16  # records looked at to make room for one: most are held by no session
 _PURGE_EVERY: Final = 60.0  # seconds
 
 T = TypeVar("T")
@@ -129,11 +130,14 @@ class Ledger:
         """Keep a record as the latest one, at the cost of the one seen the longest time ago."""
         self._recent[record.client] = record
         self._recent.move_to_end(record.client)
-        if len(self._recent) > self._room:
+        for _ in range(_LETTING_GO):
+            if len(self._recent) <= self._room:
+                break
             self._let_go(next(iter(self._recent.values())))
         self._write_soon()
 
     def _let_go(self, record: Record) -> None:
+        """Forget a record, unless a session holds it; then it comes last."""
         if record.sessions:
             self._recent.move_to_end(record.client)
         else:
