@@ -21,7 +21,7 @@ from appliance.proxy.inspection import Inspection
 from appliance.proxy.lookup import Endpoint, Route
 from appliance.proxy.relay import Relay
 from appliance.proxy.scoreboard import Counter
-from appliance.proxy.session import Action, Effects, Gate, Phase, Session, Verdict
+from appliance.proxy.session import Action, Gate, Phase, Session, Verdict
 from appliance.proxy.session.reply import reply
 from appliance.proxy.session.state import AUTH_ACCEPTED, AUTH_OFFERED
 from appliance.proxy.session.xclient import ClientOrigin
@@ -79,7 +79,7 @@ class Connections:
             self._last_left()
 
 
-class Connection(Relay, Effects):
+class Connection(Relay):
     """One client."""
 
     def __init__(

@@ -10,13 +10,14 @@ from abc import abstractmethod
 from typing import Final
 
 from appliance.proxy import splice
+from appliance.proxy.session import Effects
 from appliance.proxy.streams import BACKLOG, Owner, Stream, Turn
 
 LINGER: Final = 5.0  # seconds in which a peer must take some of what it is still owed, or be cut off
 
 
-class Relay(Owner):
-    """The client's socket and the server's.
+class Relay(Effects, Owner):
+    """The client's socket and the server's, and with them what a session does to the world with bytes.
 
     The server's is there before it is connected; that it is shows when the server speaks, or fails to. What
     the client says before there is somebody to hear it is kept, one read of it, until `_listen`.

@@ -16,6 +16,8 @@ from contextlib import suppress
 from os import read, write
 from typing import Final
 
+from mypy_extensions import trait
+
 from appliance.proxy import splice
 from appliance.proxy.readiness import LAST, READ, WRITE, Poll
 
@@ -37,6 +39,7 @@ def current_turn() -> "Turn":
     return turn
 
 
+@trait
 class Owner(ABC):
     """Whom a stream tells what happens to it."""
 

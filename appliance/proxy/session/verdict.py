@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Final
 
-from mypy_extensions import mypyc_attr, trait
+from mypy_extensions import mypyc_attr
 
 
 class Gate(enum.IntEnum):
@@ -62,8 +62,7 @@ class Verdict:
 PASS: Final = Verdict(Action.PASS)
 
 
-@trait
-@mypyc_attr(allow_interpreted_subclasses=True)  # the tests' are
+@mypyc_attr(allow_interpreted_subclasses=True)  # where it is machine code: the tests' are not
 class Effects(ABC):
     """What a session may do to the world, called in the order in which it must become visible."""
 
