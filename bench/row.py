@@ -3,6 +3,7 @@
 Each part of the benchmark makes some; `report.py` and `plot.py` show them. No file, no process is known here.
 """
 
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,7 +84,10 @@ class Row:
     def texts(self) -> tuple[str, ...]:
         """What, the gateway's figure, that of the other, the ratio, the bar and the verdict, to read."""
         compared = f"{self.against} {figure(self.other)}" if self.against else ""
-        ratio = "" if not self.against else f"{self.ratio:.2f}" if self.ratio < _MOST else f"> {_MOST}"
+        # Rounded away from the bar, lest one seem to reach it that does not.
+        round_off, least = (math.ceil, -_NOTHING) if self.at_most else (math.floor, _NOTHING)
+        hundredths = round_off(100 * self.ratio + least)
+        ratio = "" if not self.against else f"{hundredths / 100:.2f}" if self.ratio < _MOST else f"> {_MOST}"
         bar = f"{'<=' if self.at_most else '>='} {self.bar:g}{'' if self.by_ratio else f' {self.unit}'}"
         mine = f"{figure(self.gateway)} {self.unit}".rstrip()
         return (self.name, mine, compared, ratio, bar.rstrip(), self.verdict)

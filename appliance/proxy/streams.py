@@ -87,8 +87,9 @@ class Turn:
         self._loop = loop
         self._poll = Poll()
         self._loop.add_reader(self._poll.fileno(), self._serve)
-        self._buffer = bytearray(_PIECE)
-        self._view = memoryview(self._buffer)
+        # Given back at once, this has malloc keep as much from now on (mallopt(3), M_MMAP_THRESHOLD): to ask
+        # the kernel for room at each read would cost as much again as to read.
+        bytearray(4 * _PIECE)
         self._watched: dict[int, Watched] = {}
         self._heard: list[tuple[Stream, bytes]] = []
         self._size = 0  # of what was heard
@@ -111,11 +112,6 @@ class Turn:
     def forget(self, fd: int) -> None:
         """Nobody wants to know any more; closing the file takes it off the set."""
         del self._watched[fd]
-
-    def receive(self, sock: socket.socket) -> bytes:
-        """Read as much as there is, within bounds; raises OSError."""
-        count = sock.recv_into(self._buffer)
-        return bytes(self._view[:count])
 
     def hear(self, stream: "Stream", data: bytes) -> None:
         """Keep what was read until all who spoke have been read."""
@@ -350,20 +346,20 @@ class Stream(Watched):
         Room for much costs more than a command's few bytes; the greater part of a message is read at once.
         """
         if self._much:
-            data = self._turn.receive(self.sock)
+            data = read(self._fd, _PIECE)
             self._much = len(data) >= _LITTLE
             return data
         data = read(self._fd, _LITTLE)
         if len(data) == _LITTLE:
             self._much = True
             with suppress(BlockingIOError):
-                data += self._turn.receive(self.sock)
+                data += read(self._fd, _PIECE)
         return data
 
     def _carry(self, target: "Stream") -> int:
         """Let the kernel carry what there is; give the number of bytes, -1 for the end. Raises OSError."""
         if target._rest or target._said or target._mute or target.closing:
-            data = self._turn.receive(self.sock)
+            data = read(self._fd, _PIECE)
             target.say(data)
             return len(data) or -1
         count, left, error = splice.carry(self._fd, target._fd)

@@ -47,6 +47,14 @@ def test_a_figure_of_its_own_is_judged_beside_what_others_have() -> None:
     assert LEAN.texts() == ("idle", "6.00 kB", "HAProxy 3.00", "1.67", "<= 6 kB", "pass")
 
 
+@pytest.mark.parametrize(
+    ("mine", "at_most", "told"),
+    [(99.6, False, "0.99"), (100.4, True, "1.01"), (29, False, "0.29"), (129, True, "1.29")],
+)
+def test_no_ratio_seems_to_reach_its_bar_that_does_not(mine: float, at_most: bool, told: str) -> None:
+    assert Row("r", "", "HAProxy", ((mine, 100.0),), 1.0, at_most=at_most).texts()[3] == told
+
+
 def test_what_adds_nothing_makes_no_ratio() -> None:
     row = Row("r", "s", "HAProxy", ((5.0, -1.0),), 1.5, at_most=True)
     assert (row.verdict, row.texts()[3]) == ("falls short", "> 99")

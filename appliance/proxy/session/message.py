@@ -52,7 +52,9 @@ class DataBody:
         """Take the client's next bytes."""
         buffer = self._held + data if self._held else data
         # One byte is found many times faster than two, and what is large is base64: without dots.
-        first, last = max(buffer.find(b".") - 1, 0), buffer.rfind(b".") + 1
+        first = buffer.find(b".")
+        last = buffer.rfind(b".") + 1 if first >= 0 else 0
+        first = max(first - 1, 0)
         dot = buffer.find(b"\n.", first, last)
         end = buffer.find(_END, max(dot - 1, 0)) if dot >= 0 else -1
         if end >= 0:
