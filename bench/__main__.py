@@ -39,7 +39,9 @@ def main(
     only: Annotated[
         list[str] | None, typer.Option(help=f"A part to measure; all are {', '.join(PARTS)}.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often everything is measured; medians count.")] = 3,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="How often everything is measured; the middle one counts.")
+    ] = 3,
     quick: Annotated[bool, typer.Option(help=f"One round with {QUICK:.0%} of the work.")] = False,
     share: Annotated[float, typer.Option(min=0.0, max=1.0, help="The part of the work to do.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,

@@ -20,7 +20,7 @@ _COLOURS = {"pass": "green", "falls short": "bold red"}
 
 def table(rows: Sequence[Row], rounds: int) -> Table:
     """Lay the rows out for a person."""
-    made = Table(title=f"median of {rounds} round{'s' * (rounds > 1)}")
+    made = Table(title=f"the middle one of {rounds} rounds" if rounds > 1 else "one round")
     for heading in _HEADINGS:
         made.add_column(heading, justify="right" if heading in ("gateway", "ratio") else "left")
     for row in rows:
@@ -39,9 +39,9 @@ def store(page: Path, rows: Sequence[Row], rounds: int, machine: dict[str, str])
 def _markdown(rows: Sequence[Row], rounds: int, machine: dict[str, str], picture: str) -> str:
     out = [
         "# Benchmarks\n",
-        f"Written by `make bench`: medians of {rounds} rounds in one run on one machine. A ratio is the",
-        "median of the rounds' ratios. [performance.md](performance.md) tells how each row is measured, and",
-        "why one falls short.\n",
+        f"Written by `make bench`: {rounds} rounds in one run on one machine, of which each row shows the",
+        "middle one. [performance.md](performance.md) tells how each row is measured, and why one falls",
+        "short.\n",
         "| | |\n|---|---|",
         *(f"| {name} | {value} |" for name, value in machine.items()),
         f"\n| {' | '.join(_HEADINGS)} | besides |",

@@ -4,7 +4,6 @@ Each part of the benchmark makes some; `report.py` and `plot.py` show them. No f
 """
 
 import math
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,7 +31,7 @@ class Row:
 
     The bar is one for the ratio of the two, or for the gateway's figure where nothing is compared
     (`by_ratio` False); the figure judged has to be at least the bar, or with `at_most` no more than it.
-    Ratios are medians of what each round, which shares its noise, gave.
+    What is shown are the figures of one round, which share their noise.
     """
 
     name: str
@@ -45,24 +44,33 @@ class Row:
     note: str = ""
 
     @property
+    def middle(self) -> tuple[float, float]:
+        """The round that is shown: the median of what is judged, of an even number the worse one."""
+        ordered = sorted(self.rounds, key=self._judged)
+        return ordered[(len(ordered) - (not self.at_most)) // 2]
+
+    @property
     def gateway(self) -> float:
-        """The gateway's figure, the median of all rounds."""
-        return statistics.median(mine for mine, _ in self.rounds)
+        """The gateway's figure."""
+        return self.middle[0]
 
     @property
     def other(self) -> float:
         """The figure of what it is compared with."""
-        return statistics.median(theirs for _, theirs in self.rounds)
+        return self.middle[1]
 
     @property
     def ratio(self) -> float:
         """How they compare."""
-        return statistics.median(mine / max(theirs, _NOTHING) for mine, theirs in self.rounds)
+        return _ratio(self.middle)
 
     @property
     def judged(self) -> float:
         """The figure that the bar is for."""
-        return self.ratio if self.by_ratio else self.gateway
+        return self._judged(self.middle)
+
+    def _judged(self, measured: tuple[float, float]) -> float:
+        return _ratio(measured) if self.by_ratio else measured[0]
 
     @property
     def passes(self) -> bool:
@@ -91,6 +99,11 @@ class Row:
         bar = f"{'<=' if self.at_most else '>='} {self.bar:g}{'' if self.by_ratio else f' {self.unit}'}"
         mine = f"{figure(self.gateway)} {self.unit}".rstrip()
         return (self.name, mine, compared, ratio, bar.rstrip(), self.verdict)
+
+
+def _ratio(measured: tuple[float, float]) -> float:
+    mine, theirs = measured
+    return mine / max(theirs, _NOTHING)
 
 
 def there_and_back(*measures: Callable[[], float]) -> list[float]:
