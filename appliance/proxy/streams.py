@@ -26,6 +26,7 @@ _LITTLE: Final = 4096  # bytes that there is always room for
 _PIECE: Final = 262144  # bytes that are read from one socket at a time
 _PORTION: Final = 262144  # bytes read that are judged and sent before more is
 _SERVED: Final = 256  # sockets that are served in a turn
+_MORE: Final = int(getattr(socket, "MSG_MORE", 0))  # with the last words: the end goes in the same packet
 
 
 def current_turn() -> "Turn":
@@ -377,7 +378,9 @@ class Stream(Watched):
                 self._rest = b"".join((self._rest, *self._more))
                 self._more.clear()
         try:
-            self._at += write(self._fd, memoryview(self._rest)[self._at :] if self._at else self._rest)
+            rest = memoryview(self._rest)[self._at :] if self._at else self._rest
+            last = self.closing or self._shut
+            self._at += self.sock.send(rest, _MORE) if last else write(self._fd, rest)
         except BlockingIOError:
             pass
         except OSError as error:

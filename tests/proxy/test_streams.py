@@ -160,6 +160,25 @@ def test_a_slow_peer_is_full_and_takes_all_in_the_end(pairs: Pairs) -> None:
     run(work)
 
 
+@pytest.mark.parametrize("part", [Stream.close, Stream.shut], ids=["close", "shut"])
+def test_the_end_comes_with_the_last_words(pairs: Pairs, part: Callable[[Stream], None]) -> None:
+    async def work(turn: Turn) -> None:
+        _, stream, peer = met(turn, pairs)
+        before = segments(peer)
+        stream.say(b"221 bye\r\n")
+        part(stream)
+        assert await read(peer, 100) == b"221 bye\r\n"
+        assert segments(peer) == before + 1
+
+    run(work)
+
+
+def segments(peer: socket.socket) -> int:
+    """Give the number of segments that have come from the gateway (tcpi_segs_in, linux/tcp.h)."""
+    told = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144)
+    return int(struct.unpack_from("I", told, 140)[0])
+
+
 def test_what_is_large_comes_whole_and_in_portions(pairs: Pairs) -> None:
     async def work(turn: Turn) -> None:
         owner, _, peer = met(turn, pairs)
