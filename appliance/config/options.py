@@ -180,7 +180,9 @@ class SpoolOptions:
     """Copies of messages for the scanners."""
 
     spool_path = Option(
-        File("PATH"), SPOOL / "msg", "The directory of the copies; the scanners must be able to read them."
+        File("PATH"),
+        SPOOL / "msg",
+        "The directory of copies that are files; a scanner by path must be able to read them.",
     )
     spool_perm = Option(Octal(), 0o660, "The permissions of the copies.")
     spool_leave_on = Option(
