@@ -4,9 +4,12 @@ Called by `lab.network`. A run that was killed leaves its directory behind; the 
 can tell by the lock that a living run holds.
 """
 
+import contextlib
 import fcntl
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -17,9 +20,7 @@ class RunDirectory:
     """A new directory under /run/appliance-lab, readable by every user; removed by `close`."""
 
     def __init__(self, name: str):
-        BASE.mkdir(mode=0o755, exist_ok=True)
-        with (BASE / ".lock").open("w") as guard:  # between mkdtemp and flock nobody may sweep
-            fcntl.flock(guard, fcntl.LOCK_EX)
+        with _alone():  # between mkdtemp and flock nobody may sweep
             _sweep()
             self.path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=BASE))
             self.path.chmod(0o755)
@@ -27,9 +28,36 @@ class RunDirectory:
 
     def close(self) -> None:
         """Remove the directory with all that is in it. May be called twice."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        if self._alive:
-            self._alive.close()
+        with _alone():
+            shutil.rmtree(self.path, ignore_errors=True)
+            if self._alive:
+                self._alive.close()
+            with contextlib.suppress(OSError):  # other runs have theirs there
+                BASE.rmdir()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Let one run at a time make and remove directories. The last one takes BASE along."""
+    while True:
+        BASE.mkdir(mode=0o755, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            base = os.open(BASE, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(base, fcntl.LOCK_EX)
+            if _is(base):
+                break
+            os.close(base)
+    try:
+        yield
+    finally:
+        os.close(base)
+
+
+def _is(base: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(base), BASE.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(directory: Path) -> TextIO | None:

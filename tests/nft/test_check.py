@@ -1,5 +1,6 @@
 """What the installer says of a kernel that others change, too: it finds, refuses or leaves alone."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -162,7 +163,11 @@ def test_somebody_elses_table_that_cannot_be_read_stops_nothing(tmp_path: Path) 
 
     def work() -> None:
         with subprocess.Popen(
-            ["nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            ["nft", "-i"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "HOME": str(tmp_path)},  # where it keeps a history
+            text=True,
         ) as owner:
             assert owner.stdin
             assert owner.stdout
