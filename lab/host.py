@@ -268,6 +268,6 @@ def _family(address: str) -> int:
 
 
 def _without_ours(file: str) -> str:
-    """Give the machine's accounts but for those of `ACCOUNTS`, which it may have with other numbers."""
+    """Give the machine's accounts, or groups, but for the lab's, which it may have with other numbers."""
     lines = Path(file).read_text().splitlines(keepends=True)
     return "".join(line for line in lines if line.partition(":")[0] not in (*ACCOUNTS, "appliance"))

@@ -50,7 +50,7 @@ class DataBody:
 
     def feed(self, data: bytes) -> None:
         """Take the client's next bytes."""
-        if self._virtual == len(self._held) and data[:1] != b".":
+        if 0 < self._virtual == len(self._held) and data[:1] != b".":
             self._held, self._virtual = b"", 0  # only to a dot it matters that a line begins
         buffer = self._held + data if self._held else data
         # One byte is found many times faster than two, and what is large is base64: without dots.
