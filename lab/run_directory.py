@@ -40,7 +40,8 @@ class RunDirectory:
 def _alone() -> Iterator[None]:
     """Let one run at a time make and remove directories. The last one takes BASE along."""
     while True:
-        BASE.mkdir(mode=0o755, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # exist_ok would mind if it were gone again
+            BASE.mkdir(mode=0o755)
         with contextlib.suppress(FileNotFoundError):
             base = os.open(BASE, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(base, fcntl.LOCK_EX)

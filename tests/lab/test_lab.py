@@ -6,16 +6,17 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from lab import router
+from lab import router, run_directory
 from lab.clients import msmtp, smtp_source, swaks
 from lab.image import CHECKOUT
 from lab.network import CLIENT4, CLIENT6, MAIL4, MAIL6, PUBLIC_CLIENT4, PUBLIC_CLIENT6, Network
 from lab.process import LabError
-from lab.run_directory import BASE
+from lab.run_directory import BASE, RunDirectory
 from lab.samples import EICAR, GTUBE
 from lab.servers import PASSWORD, Clamd, Exim, HAProxy, MailServer, OpenSMTPD, Postfix, SmtpSink, Spamd
 
@@ -188,3 +189,18 @@ def test_nothing_survives_a_killed_lab() -> None:
     with Network("next"):  # sweeps what the killed one left
         assert Path(directory).parent == BASE
         assert not Path(directory).exists()
+
+
+def test_runs_side_by_side_leave_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tmp_path / "runs"
+    monkeypatch.setattr(run_directory, "BASE", base)
+
+    def come_and_go(_: int) -> None:
+        directory = RunDirectory("run")
+        (directory.path / "file").write_text("")
+        directory.close()
+        directory.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(come_and_go, range(400)))
+    assert not base.exists()
