@@ -87,7 +87,7 @@ def sampled(
     """Give the shares of the CPU time, in percent, by kind of code and by function, the largest first."""
     with tempfile.TemporaryDirectory() as name:
         data = Path(name) / "perf.data"
-        record = ["perf", "record", "-q", "-e", "cpu-clock", "-F", "997", "-o", str(data)]
+        record = ["perf", "record", "-q", "-N", "-e", "cpu-clock", "-F", "997", "-o", str(data)]
         observed(arena, workload, contender, record)
         kinds: dict[str, float] = {}
         for part, library in report(data, "dso"):
