@@ -7,6 +7,7 @@ does not need before it reads a byte from the network. When the supervisor is go
 
 import argparse
 import asyncio
+import functools
 import gc
 import importlib
 import json
@@ -132,8 +133,8 @@ class Worker:
         )
         self._loop.set_exception_handler(self._bug)
         gc.collect()
-        # A session is a knot of references, for the collector to undo. By default, at 700 new objects, it
-        # sets to work for every few sessions and looks at the living ones each time.
+        # What is over is freed without the collector. By default, at 700 new objects, it would set to work
+        # for every few sessions that come, and look at the living ones each time.
         gc.set_threshold(10_000, 10, 10)
         gc.freeze()  # modules and the like stay; there is no need to look through them again and again
         self._scripts = ActionScripts(self._log)
@@ -203,6 +204,20 @@ class Worker:
         )
 
 
+class _Listener(socket.socket):
+    """A listening socket that makes enums of its family and type once, not for each client it accepts."""
+
+    @functools.cached_property
+    def family(self) -> socket.AddressFamily:
+        """IPv4 or IPv6."""
+        return super().family
+
+    @functools.cached_property
+    def type(self) -> socket.SocketKind:
+        """A stream."""
+        return super().type
+
+
 def _import_all() -> None:
     """Import what is otherwise loaded on demand: the gateway's user may not be able to read our files."""
     for package in (lookup, scanners):
@@ -217,7 +232,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, required=True)
     given = parser.parse_args()
     process.set_name(f"smtp-gated-w{given.index}")
-    listener = socket.socket(fileno=given.listener)
+    listener = _Listener(fileno=given.listener)
     control = socket.socket(fileno=given.control)
 
     async def serve() -> None:
