@@ -193,6 +193,8 @@ class Stream(Watched):
     `limit` bytes may wait for the peer before it is called full.
     """
 
+    __deletable__ = ("owner",)
+
     def __init__(self, turn: Turn, sock: socket.socket, owner: Owner, limit: int) -> None:
         self.sock = sock
         self.owner = owner
@@ -298,6 +300,8 @@ class Stream(Watched):
             self._mask = 0
         self.sock.close()
         self.owner.parted(self, error)
+        del self.owner  # who knows this stream, as its target may: no knot is left to untie
+        self._target = None
 
     def broken(self, error: Exception) -> None:
         """Tell the owner."""

@@ -32,7 +32,7 @@ class Inside:
         self.home = home
         self.server = ScriptedServer(socket.create_server(("127.0.0.1", 0)))
         self.spool, self.locks = home / "msg", home / "lock"
-        self._scanners = [serve(home / "clamd", _Clamd), serve(home / "spamd", _Spamd)]
+        self._scanners = [serve(home / "clamd", Clamd), serve(home / "spamd", Spamd)]
         self._base: dict[str, str | int] = {
             "mode": "fixed",
             "fixed_server": "127.0.0.1",
@@ -181,7 +181,7 @@ def serve(path: Path, handler: Callable[..., socketserver.BaseRequestHandler]) -
     return server
 
 
-class _Clamd(socketserver.StreamRequestHandler):
+class Clamd(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         command = b""
         while not command.endswith((b"\0", b"\n")):
@@ -200,7 +200,7 @@ class _Clamd(socketserver.StreamRequestHandler):
             self.wfile.write(b"message: " + answer + command[-1:])
 
 
-class _Spamd(socketserver.BaseRequestHandler):
+class Spamd(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         message = b""
         while piece := self.request.recv(65536):

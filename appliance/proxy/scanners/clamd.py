@@ -44,8 +44,11 @@ class _Command(pyclamd.ClamdUnixSocket):  # type: ignore[misc]
 
     def __init__(self) -> None:
         # Without super().__init__(), which connects once only to see whether it can.
-        self.clamd_socket = self
         self.pieces: list[_Piece] = []
+
+    @property
+    def clamd_socket(self) -> "_Command":
+        return self
 
     def send(self, piece: _Piece) -> None:
         self.pieces.append(piece)

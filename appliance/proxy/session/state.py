@@ -237,6 +237,7 @@ class SessionState:
             self._effects.drop_message()
             self._effects.close_server()
         self.phase = Phase.CLOSED
+        self._then = None
         self._in = b""
         self._start = self._at = 0
         self._effects.close_client()
