@@ -253,6 +253,7 @@ class Connection(Relay):
 
     def begin_message(self) -> bytes:
         """A message begins: give the header to insert."""
+        self._client.expect_much()
         return self._inspection.message.begin()
 
     def spool(self, data: bytes) -> Verdict | None:

@@ -228,11 +228,11 @@ class Relay(Effects, Owner):
 
     def lingers(self, stream: Stream) -> None:
         """Give a parting peer its time."""
-        self._loop.call_later(LINGER, self._see_off, stream, stream.waiting())
+        self._loop.call_later(LINGER, self._see_off, stream, stream.waiting)
 
     def _see_off(self, stream: Stream, before: int) -> None:
         """Cut a parting peer off when it has what it was owed, or has stopped taking it."""
-        left = stream.waiting()
+        left = stream.waiting
         if not left or left == before:
             stream.abort()
         else:

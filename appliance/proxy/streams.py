@@ -13,7 +13,7 @@ import asyncio
 import socket
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from os import read, write
+from os import read, write, writev
 from typing import Final
 
 from mypy_extensions import trait
@@ -25,6 +25,7 @@ BACKLOG: Final = 65536  # bytes that may wait for a peer before it is called ful
 _LITTLE: Final = 4096  # bytes that there is always room for
 _PIECE: Final = 262144  # bytes that are read from one socket at a time
 _PORTION: Final = 262144  # bytes read that are judged and sent before more is
+_PIECES: Final = 64  # that wait for a peer before they are made one
 _SERVED: Final = 256  # sockets that are served in a turn
 _MORE: Final = int(getattr(socket, "MSG_MORE", 0))  # with the last words: the end goes in the same packet
 
@@ -202,12 +203,12 @@ class Stream(Watched):
         self._fd = sock.fileno()
         self._limit = limit
         self._mask = 0
-        self._said = b""  # in this turn, or since the peer takes no more
-        self._more: list[bytes] = []  # said after that
-        self._rest = b""  # what the peer did not take at once
-        self._at = 0  # first byte of it not yet taken
+        self._words: list[bytes] = []  # said, and not yet taken by the peer
+        self._at = 0  # first byte of them that was not
+        self.waiting = 0  # bytes from there on, that the peer has yet to take
+        self._stuck = False  # the peer took no more when it was last tried
         self._target: Stream | None = None
-        self._much = False  # whether the peer says much at a time
+        self._much = False  # whether the peer says more at a time than a few commands
         self.paused = False
         self._ended = False  # the peer has said all it will
         self._full = False
@@ -225,12 +226,16 @@ class Stream(Watched):
         """Send, at the turn's end."""
         if self._mute or self.closing:
             return
-        if self._rest or not self._said:
+        if self._stuck or not self._words:
             self._turn.say(self)
-        if self._said:
-            self._more.append(data)
-        else:
-            self._said = data
+        if len(self._words) == _PIECES:
+            self._words = [b"".join(self._words)]
+        self._words.append(data)
+        self.waiting += len(data)
+
+    def expect_much(self) -> None:
+        """Have room for the greater part of a message when the peer speaks next."""
+        self._much = True
 
     def pause(self) -> None:
         """Read no more for now."""
@@ -261,14 +266,8 @@ class Stream(Watched):
         """Part at once."""
         if not self._closed:
             self.closing = self._closed = True
-            self._said = self._rest = b""
-            self._more.clear()
+            self._forget()
             self._turn.leave(self, error)
-
-    def waiting(self) -> int:
-        """Give the number of bytes that the peer has yet to take."""
-        waiting = len(self._rest) - self._at + len(self._said)
-        return waiting + sum(map(len, self._more)) if self._more else waiting
 
     # -- what the turn asks for --------------------------------------------------------------------
 
@@ -276,7 +275,7 @@ class Stream(Watched):
         """Go on: there is something to read, or room, or an error, which both find."""
         if self._closed:
             return
-        if self._rest and mask & ~READ:
+        if self._stuck and mask & ~READ:
             self._drain()
             self._settle()
         if mask & ~WRITE:
@@ -289,7 +288,7 @@ class Stream(Watched):
         """Send what was said, behind what still waits."""
         if self._closed:
             return
-        if self._said and not self._rest:
+        if self._words and not self._stuck:
             self._drain()
         self._settle()
 
@@ -318,7 +317,7 @@ class Stream(Watched):
         That reading is over for now is only said when the set insists: often it is resumed before, or the
         socket closed.
         """
-        mask = (READ | LAST if self._reads() else 0) | (WRITE if self._rest else 0)
+        mask = (READ | LAST if self._reads() else 0) | (WRITE if self._stuck else 0)
         if mask != self._mask and not self._closed:
             self._turn.watch(self._fd, mask, self._mask, self)
             self._mask = mask
@@ -327,7 +326,8 @@ class Stream(Watched):
         """Read or carry what there is; true when it was something, to be heard in this turn."""
         try:
             if self._target is None:
-                data = self._receive()
+                data = read(self._fd, _PIECE if self._much else _LITTLE)
+                self._much = len(data) >= _LITTLE
             elif (count := self._carry(self._target)) >= 0:
                 self.owner.carried(self, count)
                 return False
@@ -345,25 +345,9 @@ class Stream(Watched):
         self._turn.hear(self, data)
         return not self._ended
 
-    def _receive(self) -> bytes:
-        """Read what there is. Raises OSError.
-
-        Room for much costs more than a command's few bytes; the greater part of a message is read at once.
-        """
-        if self._much:
-            data = read(self._fd, _PIECE)
-            self._much = len(data) >= _LITTLE
-            return data
-        data = read(self._fd, _LITTLE)
-        if len(data) == _LITTLE:
-            self._much = True
-            with suppress(BlockingIOError):
-                data += read(self._fd, _PIECE)
-        return data
-
     def _carry(self, target: "Stream") -> int:
         """Let the kernel carry what there is; give the number of bytes, -1 for the end. Raises OSError."""
-        if target._rest or target._said or target._mute or target.closing:
+        if target._words or target._mute or target.closing:
             data = read(self._fd, _PIECE)
             target.say(data)
             return len(data) or -1
@@ -375,58 +359,67 @@ class Stream(Watched):
         return count or -1
 
     def _drain(self) -> None:
-        """Send what waits, as far as the peer takes it; what was said meanwhile has its turn after that."""
-        if not self._rest:
-            self._rest, self._said = self._said, b""
-            if self._more:
-                self._rest = b"".join((self._rest, *self._more))
-                self._more.clear()
+        """Send what was said, as far as the peer takes it."""
+        words = self._words
+        first = memoryview(words[0])[self._at :] if self._at else words[0]
         try:
-            rest = memoryview(self._rest)[self._at :] if self._at else self._rest
-            last = self.closing or self._shut
-            self._at += self.sock.send(rest, _MORE) if last else write(self._fd, rest)
+            if self.closing or self._shut:
+                count = self.sock.sendmsg((first, *words[1:]), (), _MORE)
+            elif len(words) == 1:
+                count = write(self._fd, first)
+            else:
+                count = writev(self._fd, (first, *words[1:]))
         except BlockingIOError:
-            pass
+            count = 0
         except OSError as error:
             self._fail(error)
             return
-        if self._at == len(self._rest):
+        self.waiting -= count
+        if self.waiting:
+            count += self._at
+            while count >= len(words[0]):
+                count -= len(words.pop(0))
+            self._at = count
+        else:
+            words.clear()
             self._at = 0
-            self._rest = b""
-            if self._said:
-                self._turn.say(self)
-        if self._rest or self._mask & WRITE:
+        stuck = self.waiting > 0
+        if stuck is not self._stuck:
+            self._stuck = stuck
             self._watch()
 
     def _fail(self, error: OSError) -> None:
         """Nothing can be said to the peer any more; what it said before may still be worth reading."""
         self._mute = True
         self._lost = error
-        self._said = self._rest = b""
-        self._more.clear()
-        self._at = 0
+        self._forget()
         if self._reads() and isinstance(error, ConnectionError):
             self._watch()
         else:
             self.abort(error)
 
+    def _forget(self) -> None:
+        """Give up what the peer did not take."""
+        self._words.clear()
+        self._at = self.waiting = 0
+        self._stuck = False
+
     def _settle(self) -> None:
         """See what follows from how much still waits."""
-        waiting = self.waiting() if self._rest or self._said else 0
-        if self._full and waiting <= self._limit // 4:
+        if self._full and self.waiting <= self._limit // 4:
             self._full = False
             self.owner.filled(self, False)
-        elif waiting > self._limit and not self._full:
+        elif self.waiting > self._limit and not self._full:
             self._full = True
             self.owner.filled(self, True)
         if self._closed:
             return
-        if waiting and self.closing and not self._lingers:
+        if self.waiting and self.closing and not self._lingers:
             self._lingers = True
             self.owner.lingers(self)
-        elif not waiting and self.closing:
+        elif not self.waiting and self.closing:
             self.abort()
-        elif not waiting and self._shut and not self._mute:
+        elif not self.waiting and self._shut and not self._mute:
             self._mute = True
             with suppress(OSError):
                 self.sock.shutdown(socket.SHUT_WR)

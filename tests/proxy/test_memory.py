@@ -124,6 +124,7 @@ def test_nothing_of_a_session_waits_for_the_collector(tmp_path: Path, way: Way) 
         "spool_path": tmp_path,
         "lock_path": tmp_path,
         "max_load": 0,
+        "spam_max_load": 0,
     }
     if way is locked:
         (tmp_path / "127.0.0.1").touch()

@@ -53,8 +53,10 @@ class ContentSide(SessionState):
         if self._settings.spool and content and verdict is None:
             verdict = self._effects.spool(content)
         if wire:
-            self._effects.to_server(self._header + wire if self._header else wire)
-            self._header = b""
+            if self._header:
+                self._effects.to_server(self._header)
+                self._header = b""
+            self._effects.to_server(wire)
         if verdict:
             if self.phase is Phase.CHUNK and self._awaited:
                 self._awaited.pop()  # the server never answers a chunk that it has only part of
