@@ -15,6 +15,7 @@ _OFFERS_MAX: Final = 64
 HYPHEN: Final = 0x2D
 """What stands behind the code when more lines follow."""
 
+_CR: Final = 0x0D
 _LF: Final = 0x0A
 _BLANK: Final = 0x20
 
@@ -27,7 +28,9 @@ def line_end(data: bytes, at: int) -> int:
     0 when none stands there whole: three digits from 200 to 599, then nothing, or a blank or hyphen and text
     without CR and LF (RFC 5321 section 4.2). A bare code is a reply, too.
     """
-    end = data.find(b"\r", at)
+    end = len(data) - 2
+    if at or end < 0 or data[end] != _CR or _CR in data[:end]:  # it is not the only one, or not whole
+        end = data.find(b"\r", at)
     if end < at + 3 or end + 1 == len(data) or data[end + 1] != _LF:
         return 0
     if not (0x32 <= data[at] <= 0x35 and 0x30 <= data[at + 1] <= 0x39 and 0x30 <= data[at + 2] <= 0x39):
