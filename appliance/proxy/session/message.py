@@ -10,6 +10,7 @@ import re
 from typing import Final
 
 _END: Final = b"\r\n.\r\n"
+_WINDOW: Final = 4096  # bytes
 
 # A line end, perhaps a dot, perhaps half a line end: what the next bytes may turn into an end of message.
 _UNDECIDED: Final = re.compile(rb"(?:\r\n|\n|\r)(?:\.\r?)?\Z")
@@ -53,11 +54,8 @@ class DataBody:
         if 0 < self._virtual == len(self._held) and data[:1] != b".":
             self._held, self._virtual = b"", 0  # only to a dot it matters that a line begins
         buffer = self._held + data if self._held else data
-        # One byte is found many times faster than two, and what is large is base64: without dots.
-        first = buffer.find(b".")
-        last = buffer.rfind(b".") + 1 if first >= 0 else 0
-        first = max(first - 1, 0)
-        dot = buffer.find(b"\n.", first, last)
+        first = _dot_of_a_line(buffer)
+        dot = buffer.find(b"\n.", first) if first >= 0 else -1
         end = buffer.find(_END, max(dot - 1, 0)) if dot >= 0 else -1
         if end >= 0:
             cut, self.rest = end + 2, buffer[end + 5 :]
@@ -66,9 +64,8 @@ class DataBody:
             cut = undecided.start() if undecided else len(buffer)
             if buffer.endswith(b"\r\n.", 0, cut):  # what follows that dot decides about it, and is held too
                 cut -= 3
-        # The end's own dot is at end + 2; any dot at the start of a line before it, by anybody's reading of
-        # lines, is looked at.
-        dotted = (dot >= 0 and (end < 0 or dot != end + 1)) or buffer.find(b"\r.", first, min(cut, last)) >= 0
+        # The end's own dot is at end + 2; any that comes before it is looked at.
+        dotted = first >= 0 and (end < 0 or first != end + 1)
         if dotted and self._bare_newline == "reject":
             limit = cut if end >= 0 else len(buffer)
             forged = _suspicious(buffer, limit) and _LENIENT_END.search(buffer, 0, limit)
@@ -94,6 +91,23 @@ class DataBody:
             content = content[self._virtual :] if dotted else piece
             self._virtual = 0
         self.wire, self.content = piece, content
+
+
+def _dot_of_a_line(text: bytes) -> int:
+    """Find the first dot that begins a line, by anybody's reading: give where its line end is, or -1.
+
+    One byte is found many times faster than two, and much of what is large is base64, which has no dots: from
+    one dot on, a window is searched for two, and then the next dot is looked for.
+    """
+    dot = text.find(b".")
+    while dot >= 0:
+        begin, stop = max(dot - 1, 0), dot + _WINDOW
+        lf = text.find(b"\n.", begin, stop)
+        cr = text.find(b"\r.", begin, lf if lf >= 0 else stop)
+        if lf >= 0 or cr >= 0:
+            return cr if cr >= 0 else lf
+        dot = text.find(b".", stop)
+    return -1
 
 
 def _suspicious(text: bytes, limit: int) -> bool:

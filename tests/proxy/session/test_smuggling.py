@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from appliance.proxy.session import Phase
-from appliance.proxy.session.message import DataBody
+from appliance.proxy.session.message import _WINDOW, DataBody
 from tests.proxy.session.cases import Case, case, check, every_way
 from tests.proxy.session.recorder import C, S
 
@@ -126,6 +126,20 @@ def test_every_short_body_in_every_two_pieces(mode: str) -> None:
             assert smuggling or rest == text[end + 3 :], text
             if mode == "normalise":
                 assert set(wire.replace(b"\r\n", b"")) <= set(b".\0x"), text
+
+
+@pytest.mark.parametrize("mode", ["reject", "normalise", "pass"])
+@pytest.mark.option("bare_newline")
+def test_dots_are_found_wherever_the_one_before_was(mode: str) -> None:
+    """A dot opens a window in which the next is looked for in another way than behind it."""
+    for length in range(4):
+        for letters in product((b"\r", b"\n", b".", b"\0", b"x"), repeat=length):
+            text = b"".join(letters) + b"\r\n.\r\nrest"
+            wire, content, smuggling, rest = _outcome(mode, b"x" + text)
+            for size in range(_WINDOW - 4, _WINDOW + 6):
+                filler = b"a." + b"x" * (size - 2)
+                expected = filler + wire[1:], filler + content[1:], smuggling, rest
+                assert _outcome(mode, filler + text) == expected, (text, size)
 
 
 def _outcome(mode: str, *pieces: bytes) -> tuple[bytes, bytes, bool, bytes]:
