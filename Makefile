@@ -34,7 +34,7 @@ check: setup
 	.venv/bin/pytest -q -m 'not lab and not deploy and not virtual' -n 4
 
 test: check compiled
-	GATEWAY_PATH=$(CURDIR)/.compiled PYTHONPATH=$(CURDIR)/.compiled .venv/bin/pytest -q -n 4 --import-mode=append tests/proxy/session tests/proxy/checks tests/proxy/test_memory.py tests/test_imports.py
+	GATEWAY_PATH=$(CURDIR)/.compiled PYTHONPATH=$(CURDIR)/.compiled .venv/bin/pytest -q -n 4 --import-mode=append tests/proxy/session tests/proxy/checks tests/proxy/test_garbage.py tests/test_imports.py
 	GATEWAY_PATH=$(CURDIR)/.compiled .venv/bin/pytest -q -m lab -n 3 --dist loadfile
 	$(PYTHON) -m tests.options
 

@@ -31,9 +31,13 @@ def keep(name: str, descriptor: int) -> None:
 
 
 def forget(names: Iterable[str]) -> None:
-    """Have systemd let go what it keeps by these names, and wait until it has, 5 s at most."""
+    """Have systemd let go what it keeps by these names."""
     for name in names:
         notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+
+def settle() -> None:
+    """Wait until systemd has done what it was told, 5 s at most."""
     reading, writing = os.pipe()
     notify("BARRIER=1", writing)
     os.close(writing)

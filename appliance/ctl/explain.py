@@ -16,13 +16,12 @@ from appliance.ctl.limits import described, show_record, stored
 from appliance.ctl.locking import Client
 from appliance.ctl.neighbours import neighbours
 from appliance.ctl.times import end, moment
+from appliance.nft.ruleset import intercepts
 from appliance.proxy.quota import Use
 from appliance.supervisor.requests import TALLIES
 from appliance.supervisor.status import COLUMNS
 
 commands = typer.Typer()
-
-_INTERCEPTED = ("tproxy", "netfilter")  # modes for which the kernel's rules bring connections
 
 
 @commands.command()
@@ -107,9 +106,11 @@ def _gateway(context: Context, client: known.Client) -> dict[str, object]:
 
 def _next(config: Config, client: known.Client, facts: dict[str, Any]) -> tuple[str, str]:
     """Say what would happen to the next connection; the order is that of its way."""
-    intercepted = config.mode.startswith(_INTERCEPTED)
+    intercepted = intercepts(config)
     if intercepted and facts["trusted"]:
         return "passes by", f"it is in trusted_clients ({facts['trusted']}): nothing looks at its mail"
+    if known.led_past(config, facts["kernel_why_not"]):
+        return "passes by", facts["kernel_why_not"]
     if locked := facts["kernel"]:
         if not config.lock_talk:
             return "dropped", f"the kernel drops it: {locked['why']}"
@@ -171,7 +172,7 @@ def _show(facts: dict[str, Any]) -> None:
         line("gate", f"{tried}, about {gate['servers']} mail servers lately; seen {moment(gate['seen'])}")
     _show_gateway(facts, line)
     if facts["limits"]:
-        line("limits", "of the rates at which it may do things")
+        line("limits", "this many of these may be used in a period:")
         show_record(facts["limits"])
     else:
         line("limits", facts["limits_why_not"])

@@ -56,6 +56,7 @@ def facts(context: Context) -> dict[str, Any]:
             "dropped": known.dropped(counters),
             "intercepted": counters.get(INTERCEPTED),
             "why_not": kernel if isinstance(kernel, str) else None,
+            "led_past": known.led_past(config, kernel),
             "gate": known.gate_interfaces(),
         },
         "file": str(context.config_path),
@@ -75,7 +76,9 @@ def show(found: dict[str, Any]) -> None:
         lines += [("gateway", f"DOWN: {found['why_not']}"), ("", f"while it is, {passes} (on_failure)")]
     files = "unknown, try as root" if found["locks"]["files"] is None else found["locks"]["files"]
     lines.append(("locks", f"{files} in {found['locks']['path']}"))
-    if kernel["why_not"]:
+    if kernel["led_past"]:
+        lines.append(("kernel", f"MAIL PASSES BY: {kernel['why_not']}"))
+    elif kernel["why_not"]:
         lines.append(("kernel", f"unknown: {kernel['why_not']}"))
     else:
         locked = f"{kernel['locked']} locked, {kernel['dropped']} of their connections dropped"
@@ -91,11 +94,11 @@ def show(found: dict[str, Any]) -> None:
 
 def _gateway_lines(gateway: dict[str, Any]) -> list[tuple[str, str]]:
     count, now = gateway["counters"], gateway["now"]
-    state = "DRAINING, no more connections are accepted" if gateway["ending"] else "up"
+    state = ", DRAINING: no more connections are accepted" if gateway["ending"] else ""
     lines = [
         (
             "gateway",
-            f"{state} for {span(now - gateway['started'])}, version {gateway['version']},"
+            f"up for {span(now - gateway['started'])}{state}, version {gateway['version']},"
             f" process {gateway['pid']}, mode {gateway['mode']}, {gateway['listening']}",
         ),
         ("", f"{gateway['file']}, read {moment(gateway['reloaded'])}"),
@@ -160,7 +163,7 @@ def sessions(context: typer.Context) -> None:
 
 def session_table(rows: Iterable[list[Any]]) -> Table:
     """Make the table of sessions from their rows, each with the process of its worker first."""
-    columns = ("WORKER#", "SLOT#", "STATE", "FLAGS", "AGE#", "CLIENT", "SERVER", "MAILS#", "SENT#", "BACK#")
+    columns = ("PID#", "SLOT#", "STATE", "FLAGS", "AGE#", "CLIENT", "SERVER", "MAILS#", "SENT#", "BACK#")
     return table((*columns, "KBIT/S#", "IDENT"), map(_session_cells, rows))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from appliance.bpf import gate, layout
 from appliance.bpf.locks import dropped as dropped_by_gate
@@ -21,10 +21,13 @@ from appliance.ctl.base import Code, CtlError
 from appliance.nft.kernel import KernelError, transact
 from appliance.nft.locks import Element, LockSets, NftError, NoTable
 from appliance.nft.names import DROPPED_LOCKED, FAMILY, TABLE
+from appliance.nft.ruleset import intercepts
 from appliance.privileges import Identity, PrivilegeError, acting_as, identity
 from appliance.proxy.locks import Lock, LockDirectory, is_lock_name, lock_name, read_lock
 
 Address = IPv4Address | IPv6Address
+
+NO_TABLE: Final = f"the kernel has no table {FAMILY} {TABLE}; appliance-ctl up makes it"
 
 
 class Client(NamedTuple):
@@ -144,7 +147,7 @@ def kernel_locks() -> dict[str, Element] | str:
     try:
         found = {str(element.address): element for element in sets.dump()}
     except NoTable:
-        return "the kernel has no table inet appliance; appliance-ctl up makes it"
+        return NO_TABLE
     except (NftError, OSError) as error:
         return "only root may ask the kernel" if os.geteuid() else f"the kernel refuses: {error}"
     finally:
@@ -153,6 +156,11 @@ def kernel_locks() -> dict[str, Element] | str:
         if element := found.get(str(address)):
             found[str(address)] = replace(element, packets=element.packets + packets)
     return found
+
+
+def led_past(config: Config, kernel: dict[str, Element] | str | None) -> bool:
+    """Tell whether rules of ours should lead connections to the gateway, but are not there."""
+    return kernel == NO_TABLE and intercepts(config) and bool(config.lan_interfaces)
 
 
 def dropped(counters: dict[str, int]) -> int:

@@ -27,7 +27,7 @@ from appliance.supervisor.errors import StartError
 from appliance.supervisor.fanout import FanOut
 from appliance.supervisor.features import modes, version
 from appliance.supervisor.http import MetricsServer
-from appliance.supervisor.listeners import open_listeners
+from appliance.supervisor.listeners import let_go, open_listeners
 from appliance.supervisor.mirroring import Mirroring
 from appliance.supervisor.pidfile import PidFile
 from appliance.supervisor.requests import Requests
@@ -161,8 +161,11 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         loop.add_signal_handler(signal.SIGUSR1, self._status_wanted.set)
 
-    def end(self) -> None:
-        """Accept no more and end with the last session; told twice, end all sessions at once."""
+    def end(self, *, for_good: bool = False) -> None:
+        """Accept no more and end with the last session; told twice, end all sessions at once.
+
+        Unless it is `for_good`, systemd keeps the listeners, in case this is a restart: clients wait in them.
+        """
         if self.ending:
             self._log.notice("STOP: all sessions are ended")
             self.workers.stop()
@@ -171,6 +174,8 @@ class Supervisor:
         self._log.notice("STOP: no more connections are accepted, waiting for the sessions to end")
         notify("STOPPING=1")
         self.workers.drain()
+        if for_good:
+            let_go(self.config, len(self._listeners))
         for listener in self._listeners:
             listener.close()
 

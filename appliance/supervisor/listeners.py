@@ -13,7 +13,7 @@ import sys
 
 from appliance.bpf import steering
 from appliance.config import Config
-from appliance.notify import forget, keep, kept
+from appliance.notify import forget, keep, kept, settle
 from appliance.proxy.doorway import queue_length
 from appliance.supervisor.errors import StartError
 
@@ -61,6 +61,11 @@ def open_listeners(config: Config, count: int) -> list[socket.socket]:
     return listeners
 
 
+def let_go(config: Config, count: int) -> None:
+    """Have systemd keep none of the listeners: clients would wait there for nobody."""
+    forget(_name(config, index, count) for index in range(count))
+
+
 def _name(config: Config, index: int, count: int) -> str:
     """What systemd calls a listener; one of another name would serve another configuration."""
     kind = "transparent" if _transparent(config) else "plain"
@@ -93,6 +98,7 @@ def _kept(config: Config, count: int) -> list[socket.socket]:
         os.close(descriptor)
     if found:
         forget(name for name, _ in found)
+        settle()
     return []
 
 

@@ -48,8 +48,8 @@ class Gateway(Protocol):
     def reload(self) -> tuple[list[str], list[str]]:
         """Read the file again; give problems and warnings."""
 
-    def end(self) -> None:
-        """Accept no more connections, and end with the last session."""
+    def end(self, *, for_good: bool) -> None:
+        """Accept no more connections, and end with the last session; no other process will go on."""
 
 
 class Requests:
@@ -203,5 +203,5 @@ class Requests:
         if self._gateway.ending:
             raise Refused("it is draining already; smtp-gated -K ends its sessions, too")
         self._log.notice("CONTROL:DRAIN", uid=request["uid"], pid=request["pid"])
-        self._gateway.end()
+        self._gateway.end(for_good=True)
         return {"sessions": self._gateway.board.total(Counter.SESSIONS)}

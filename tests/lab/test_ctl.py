@@ -181,6 +181,16 @@ def test_a_lock_by_hand_reaches_the_kernel_and_is_taken_back(
         client.greet()
 
 
+def test_rules_that_are_missing_are_told_of(start: Start, kernel: Kernel) -> None:
+    ctl = start({"lan_interfaces": "lan"})
+    kernel.remove()
+    missing = "the kernel has no table inet appliance; appliance-ctl up makes it"
+    assert f"kernel    MAIL PASSES BY: {missing}" in ctl.text("status")
+    assert ctl.outcome(CLIENT4) == ("passes by", missing)
+    kernel.install(ctl.gateway.options)
+    assert ctl.outcome(CLIENT4)[0] == "accepted"
+
+
 def test_what_the_gate_counted_stands_beside_it(
     network: Network, server: ScriptedServer, start: Start
 ) -> None:
@@ -380,7 +390,7 @@ def test_drained_and_down(network: Network, server: ScriptedServer, start: Start
         client.greet()
         assert ctl.json("drain") == {"sessions": 1}
         assert ctl.json("status")["gateway"]["ending"]
-        assert "DRAINING" in ctl.text("status")
+        assert re.search(r"up for \d+s, DRAINING: no more connections", ctl.text("status"))
         assert "draining already" in ctl("drain").stderr
         assert ctl.outcome(CLIENT4)[0] == "refused"
     process = ctl.gateway.process

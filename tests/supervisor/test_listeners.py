@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.process import wait_until
 from tests.ports import free_port
 from tests.supervisor.test_life import GREETING, PROGRAM, Gateway, gateway, server, talks  # noqa: F401
 
@@ -100,6 +101,20 @@ def test_clients_wait_for_the_next_gateway(gateway: Gateway, keeper: Keeper, num
         assert talks(client)
         client.close()
     assert len(keeper.kept) == 2
+
+
+def test_who_comes_while_it_drains_waits_for_nobody(gateway: Gateway, keeper: Keeper) -> None:  # noqa: F811
+    gateway.write(control_socket=str(gateway.home / "control"))
+    first = keeper.start(gateway)
+    client = gateway.session()
+    tool = [PROGRAM.replace("smtp-gated", "appliance-ctl"), "--config", str(gateway.file), "drain"]
+    assert subprocess.run(tool, check=False, timeout=20).returncode == 0
+    wait_until(lambda: not keeper.kept, 5, "systemd keeps nothing")
+    with pytest.raises(ConnectionRefusedError):
+        gateway.connect()
+    assert talks(client)
+    client.close()
+    assert first.wait(10) == 0
 
 
 @pytest.mark.parametrize("change", ["workers", "port"])
