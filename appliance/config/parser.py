@@ -148,7 +148,12 @@ def _fault(line: str) -> str:
     return ""
 
 
+_SUCCESSORS = {"use_netfilter": "mode netfilter"}  # of options whose values mean nothing any more
+
+
 def nearest(word: str) -> str:
     """Suggest the known name that looks most like `word`, if one does."""
+    if instead := _SUCCESSORS.get(word.lower()):
+        return f"; it is {instead} now"
     near = difflib.get_close_matches(word[:64].lower(), NAMES, n=1)
     return f"; did you mean {near[0]}?" if near else "; smtp-gated -T lists all options"

@@ -85,7 +85,8 @@ def appliance_helper(
     if command and not command.is_absolute():
         raise typer.BadParameter("--command: give the absolute path of the program")
     if log_level not in LEVELS or log_target not in _TARGETS:
-        raise typer.BadParameter(f"--log-level is one of {' '.join(LEVELS)}, --log-target of {_TARGETS}")
+        targets = " ".join(_TARGETS)
+        raise typer.BadParameter(f"--log-level is one of {' '.join(LEVELS)}, --log-target of {targets}")
     log = Log(log_level, "daemon", stderr=False, target=log_target, program="appliance-helper")
     try:
         datagrams = _bound(udp_socket, addresses, port) if udp else []

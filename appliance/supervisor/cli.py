@@ -110,7 +110,8 @@ def _print_record(file: Path, client: str) -> int:
         try:
             record = database.get(name)
         except records.RecordsError as error:
-            _tell(f"{database.path}: {error}")
+            unused = config.ratelimit_period <= 0
+            _tell(f"{file}: ratelimit_period is not set" if unused else f"{database.path}: {error}")
             return FAILED
     if record is None:
         _tell(f"{database.path} has no record of {name}")

@@ -13,6 +13,7 @@ ERRORS = [
     ("prot 1", '<text>:1: unknown option "prot"; did you mean port?'),
     ("max_spam_size 1", '<text>:1: unknown option "max_spam_size"; did you mean spam_max_size?'),
     ("zzz 1", '<text>:1: unknown option "zzz"; smtp-gated -T lists all options'),
+    ("use_netfilter yes", '<text>:1: unknown option "use_netfilter"; it is mode netfilter now'),
     (
         "# c\n\n port",
         "<text>:3: option port: the value is missing; allowed is a whole number from 1 to 65535",

@@ -29,6 +29,7 @@ def run(*arguments: str, user: int | None = None) -> subprocess.CompletedProcess
         (["--gateway", "::1", "--command", "name"], "absolute path"),
         (["--gateway", "::1", "--command", "/bin/x", "--names", "/x"], "not both"),
         (["--gateway", "::1", "--log-level", "loud"], "--log-level"),
+        (["--gateway", "::1", "--log-target", "file"], "--log-target of syslog journal stderr"),
     ],
 )
 def test_wrong_usage(arguments: list[str], words: str) -> None:

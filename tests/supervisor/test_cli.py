@@ -116,6 +116,10 @@ def test_no_rate_limit_record(file: Path, tmp_path: Path) -> None:
     with file.open("a") as more:
         more.write(f"ratelimit_path {tmp_path}\n")
     code, out, err = run("-L", "192.0.2.7", file)
+    assert (code, out, err) == (1, "", f"smtp-gated: {file}: ratelimit_period is not set\n")
+    with file.open("a") as more:
+        more.write("ratelimit_period 60\n")
+    code, out, err = run("-L", "192.0.2.7", file)
     assert (code, out) == (1, "")
     assert err.startswith(f"smtp-gated: {tmp_path}/records.sqlite: unable to open database file; see that ")
     limits = Limits.of(parse("ratelimit_recipients 7"))
