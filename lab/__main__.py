@@ -8,6 +8,8 @@ from lab.image import ImageError
 from lab.network import Network
 from lab.process import LabError
 
+ENDS = {signal.SIGINT, signal.SIGTERM}
+
 try:
     with Network() as network:
         demonstration = Demonstration(network)
@@ -16,9 +18,13 @@ try:
         print(
             f"mail     swaks --server {demonstration.postfix.ipv4} --to alice@example.test   (on the client)"
         )
+        file = demonstration.gateway.file
+        print(f"tool     .venv/bin/appliance-ctl --config {file} status   (on the router)")
         print(f"files    {network.directory}")
         print("ctrl-C ends it", flush=True)
-        signal.pause()
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # no handler, which processes begun here would inherit
+        signal.sigwait(ENDS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
 except KeyboardInterrupt:
     pass
 except (LabError, ImageError) as error:

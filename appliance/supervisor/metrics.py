@@ -143,11 +143,24 @@ METRICS = (
     ),
     Measure("empty_sessions", "Sessions whose client left without a command.", _counter(Counter.EMPTY)),
     Measure("messages", "Messages that were let through to their servers.", _counter(Counter.MESSAGES)),
-    Measure("found", "What was found in sessions and messages, by kind.", _counters(_FOUND), ("what",)),
     Measure(
-        "refused", "Connections and commands that were refused, by reason.", _counters(_REFUSED), ("why",)
+        "found",
+        f"What was found in sessions and messages: {', '.join(_FOUND)}.",
+        _counters(_FOUND),
+        ("what",),
     ),
-    Measure("authentications", "What servers answered to AUTH.", _counters(_AUTH), ("result",)),
+    Measure(
+        "refused",
+        f"Connections and commands that were refused, because of {', '.join(_REFUSED)}.",
+        _counters(_REFUSED),
+        ("why",),
+    ),
+    Measure(
+        "authentications",
+        f"AUTH that servers have {' or '.join(_AUTH)}.",
+        _counters(_AUTH),
+        ("result",),
+    ),
     Measure(
         "pipeline_errors",
         "Sessions with more unanswered commands than pipeline_size.",
