@@ -212,6 +212,7 @@ class Stream(Watched):
         self.paused = False
         self._ended = False  # the peer has said all it will
         self._full = False
+        self._held = False  # the kernel has last words that wait for the end
         self._shut = False  # nothing more is said once all is sent
         self._mute = False  # nothing can be said any more
         self._lost: OSError | None = None  # why not
@@ -365,6 +366,7 @@ class Stream(Watched):
         try:
             if self.closing or self._shut:
                 count = self.sock.sendmsg((first, *words[1:]), (), _MORE)
+                self._held = True
             elif len(words) == 1:
                 count = write(self._fd, first)
             else:
@@ -417,9 +419,11 @@ class Stream(Watched):
         if self.waiting and self.closing and not self._lingers:
             self._lingers = True
             self.owner.lingers(self)
-        elif not self.waiting and self.closing:
-            self.abort()
-        elif not self.waiting and self._shut and not self._mute:
-            self._mute = True
-            with suppress(OSError):
-                self.sock.shutdown(socket.SHUT_WR)
+        elif not self.waiting:
+            if (self._shut or self._held) and not self._mute:
+                # Before a close, too: over bytes that were not read it is a reset, and drops what is held.
+                self._mute = True
+                with suppress(OSError):
+                    self.sock.shutdown(socket.SHUT_WR)
+            if self.closing:
+                self.abort()

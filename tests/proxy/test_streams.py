@@ -198,6 +198,19 @@ def test_the_end_comes_with_the_last_words(pairs: Pairs, part: Callable[[Stream]
     run(work)
 
 
+def test_last_words_arrive_over_what_was_not_read(pairs: Pairs) -> None:
+    async def work(turn: Turn) -> None:
+        owner, stream, peer = met(turn, pairs)
+        stream.pause()
+        await asyncio.to_thread(peer.sendall, b"unread" * 1000)
+        stream.say(b"421 enough\r\n")
+        stream.close()
+        await owner.until("parted")
+        assert await read(peer, 12) == b"421 enough\r\n"
+
+    run(work)
+
+
 def segments(peer: socket.socket) -> int:
     """Give the number of segments that have come from the gateway (tcpi_segs_in, linux/tcp.h)."""
     told = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144)
