@@ -33,6 +33,7 @@ class Relay(Effects, Owner):
         self._server: Stream | None = None
         self._direct = False
         self._silent = False  # one of the two has said all it will, in direct mode
+        self._client_done = False  # the client has, in whatever mode
         self._by = ""
         self._ended = False
         self._listening = False
@@ -140,6 +141,7 @@ class Relay(Effects, Owner):
             self.regulate()
 
     def _client_ended(self) -> None:
+        self._client_done = True
         if self._direct:
             self._half_close(self._server, "client")
         elif self._listening:
@@ -197,6 +199,8 @@ class Relay(Effects, Owner):
             self._client.carry_to(self._server)
             self._server.carry_to(self._client)
         self.regulate()
+        if self._client_done:
+            self._half_close(self._server, "client")
 
     def carried(self, stream: Stream, count: int) -> None:
         """So many bytes have passed by."""
@@ -210,6 +214,8 @@ class Relay(Effects, Owner):
         """Part from the server once it has what it was sent."""
         if self._server:
             self._server.close()
+            if not self._ended:
+                self.regulate()  # however slow the server is with what it still gets
 
     def hang_up(self, *, patiently: bool) -> None:
         """Part from the client once it has its last words, however much it goes on saying.
@@ -249,7 +255,8 @@ class Relay(Effects, Owner):
     def regulate(self) -> None:
         """Read from each side only what the other side can take."""
         waiting = not self._direct and self.backlog() > self._most
-        if not self._ended and (self._client_full or self._server_full or waiting):
+        server_full = self._server_full and self._server and not self._server.closing
+        if not self._ended and (self._client_full or server_full or waiting):
             self._client.pause()
         else:
             self._client.resume()

@@ -230,7 +230,8 @@ class Stream(Watched):
         if self._stuck or not self._words:
             self._turn.say(self)
         if len(self._words) == _PIECES:
-            self._words = [b"".join(self._words)]
+            self._words = [b"".join((self._words[0][self._at :], *self._words[1:]))]
+            self._at = 0
         self._words.append(data)
         self.waiting += len(data)
 

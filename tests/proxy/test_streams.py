@@ -185,6 +185,25 @@ def test_words_of_any_size_arrive_in_order_however_the_peer_takes_them(pairs: Pa
     run(work)
 
 
+def test_what_a_peer_has_taken_is_forgotten_though_it_never_catches_up(pairs: Pairs) -> None:
+    async def work(turn: Turn) -> None:
+        _, stream, peer = met(turn, pairs)
+        peer.setblocking(False)
+        while stream.waiting <= BACKLOG:
+            stream.say(bytes(10_000))
+            await asyncio.sleep(0)
+        taken = 0
+        while taken < MUCH:
+            stream.say(bytes(500))
+            await asyncio.sleep(0)
+            if stream.waiting > BACKLOG:
+                with suppress(BlockingIOError):
+                    taken += len(peer.recv(2000))
+            assert sum(map(len, stream._words)) <= stream.waiting + 2 * BACKLOG
+
+    run(work)
+
+
 @pytest.mark.parametrize("part", [Stream.close, Stream.shut], ids=["close", "shut"])
 def test_the_end_comes_with_the_last_words(pairs: Pairs, part: Callable[[Stream], None]) -> None:
     async def work(turn: Turn) -> None:
