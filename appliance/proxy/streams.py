@@ -25,7 +25,7 @@ BACKLOG: Final = 65536  # bytes that may wait for a peer before it is called ful
 _LITTLE: Final = 4096  # bytes that there is always room for
 _PIECE: Final = 262144  # bytes that are read from one socket at a time
 _PORTION: Final = 262144  # bytes read that are judged and sent before more is
-_PIECES: Final = 64  # that wait for a peer before they are made one
+_PIECES: Final = 64  # that are sent by one system call; more are made one first
 _SERVED: Final = 256  # sockets that are served in a turn
 _MORE: Final = int(getattr(socket, "MSG_MORE", 0))  # with the last words: the end goes in the same packet
 
@@ -229,9 +229,6 @@ class Stream(Watched):
             return
         if self._stuck or not self._words:
             self._turn.say(self)
-        if len(self._words) == _PIECES:
-            self._words = [b"".join((self._words[0][self._at :], *self._words[1:]))]
-            self._at = 0
         self._words.append(data)
         self.waiting += len(data)
 
@@ -363,6 +360,9 @@ class Stream(Watched):
     def _drain(self) -> None:
         """Send what was said, as far as the peer takes it."""
         words = self._words
+        if len(words) > _PIECES:
+            words[:] = [b"".join((memoryview(words[0])[self._at :], *words[1:]))]
+            self._at = 0
         first = memoryview(words[0])[self._at :] if self._at else words[0]
         try:
             if self.closing or self._shut:
