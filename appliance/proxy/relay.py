@@ -226,7 +226,7 @@ class Relay(Effects, Owner):
         if self._client.closing:
             return
         if not patiently or not self.client_bytes:
-            self._client.close()  # one that has said nothing leaves nothing unread
+            self._client.close()  # of one from whom nothing was read little can be unread
             return
         self._client.resume()
         self._client.shut()

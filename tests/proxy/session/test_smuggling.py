@@ -1,5 +1,6 @@
 """Ends of messages that readers differ about (rule 4.4)."""
 
+from collections.abc import Iterator
 from itertools import product
 
 import pytest
@@ -9,6 +10,7 @@ from appliance.proxy.session.message import _WINDOW, DataBody
 from tests.proxy.session.cases import Case, case, check, every_way
 from tests.proxy.session.recorder import C, S
 
+_END = b"\r\n.\r\nrest"
 BARE = "550 5.5.2 Lines of a message must end in CRLF"
 
 # What one reader takes for the end of a message or for stuffing, another not; and what normalise makes of it.
@@ -112,34 +114,38 @@ def _readers_differ(body: bytes) -> bool:
 @pytest.mark.option("bare_newline")
 def test_every_short_body_in_every_two_pieces(mode: str) -> None:
     """All bodies of up to five of the letters that matter: one outcome, whatever the pieces."""
-    for length in range(6):
-        for letters in product((b"\r", b"\n", b".", b"\0", b"x"), repeat=length):
-            text = b"".join(letters) + b"\r\n.\r\nrest"
-            end = (b"\r\n" + text).index(b"\r\n.\r\n")
-            wire, content, smuggling, rest = whole = _outcome(mode, text)
-            for cut in range(1, length + 4):
-                assert _outcome(mode, text[:cut], text[cut:]) == whole, (text, cut)
-            assert _outcome(mode, *(text[at : at + 1] for at in range(len(text)))) == whole, text
-            assert mode == "pass" or not _readers_differ(b"\r\n" + wire), text
-            assert (b"\r\n" + wire).replace(b"\r\n.", b"\r\n")[2:] == content, text
-            assert smuggling == (mode == "reject" and _readers_differ(b"\r\n" + text[:end])), text
-            assert smuggling or rest == text[end + 3 :], text
-            if mode == "normalise":
-                assert set(wire.replace(b"\r\n", b"")) <= set(b".\0x"), text
+    for text in _short_bodies(5):
+        length = len(text) - len(_END)
+        end = (b"\r\n" + text).index(b"\r\n.\r\n")
+        wire, content, smuggling, rest = whole = _outcome(mode, text)
+        for cut in range(1, length + 4):
+            assert _outcome(mode, text[:cut], text[cut:]) == whole, (text, cut)
+        assert _outcome(mode, *(text[at : at + 1] for at in range(len(text)))) == whole, text
+        assert mode == "pass" or not _readers_differ(b"\r\n" + wire), text
+        assert (b"\r\n" + wire).replace(b"\r\n.", b"\r\n")[2:] == content, text
+        assert smuggling == (mode == "reject" and _readers_differ(b"\r\n" + text[:end])), text
+        assert smuggling or rest == text[end + 3 :], text
+        if mode == "normalise":
+            assert set(wire.replace(b"\r\n", b"")) <= set(b".\0x"), text
 
 
 @pytest.mark.parametrize("mode", ["reject", "normalise", "pass"])
 @pytest.mark.option("bare_newline")
 def test_dots_are_found_wherever_the_one_before_was(mode: str) -> None:
     """A dot opens a window in which the next is looked for in another way than behind it."""
-    for length in range(4):
+    for text in _short_bodies(3):
+        wire, content, smuggling, rest = _outcome(mode, b"x" + text)
+        for size in range(_WINDOW - 4, _WINDOW + 6):
+            filler = b"a." + b"x" * (size - 2)
+            expected = filler + wire[1:], filler + content[1:], smuggling, rest
+            assert _outcome(mode, filler + text) == expected, (text, size)
+
+
+def _short_bodies(longest: int) -> Iterator[bytes]:
+    """Give all bodies of so many of the letters that matter, each with an end and more behind it."""
+    for length in range(longest + 1):
         for letters in product((b"\r", b"\n", b".", b"\0", b"x"), repeat=length):
-            text = b"".join(letters) + b"\r\n.\r\nrest"
-            wire, content, smuggling, rest = _outcome(mode, b"x" + text)
-            for size in range(_WINDOW - 4, _WINDOW + 6):
-                filler = b"a." + b"x" * (size - 2)
-                expected = filler + wire[1:], filler + content[1:], smuggling, rest
-                assert _outcome(mode, filler + text) == expected, (text, size)
+            yield b"".join(letters) + _END
 
 
 def _outcome(mode: str, *pieces: bytes) -> tuple[bytes, bytes, bool, bytes]:
