@@ -22,7 +22,8 @@ from appliance.proxy import splice
 from appliance.proxy.readiness import LAST, READ, WRITE, Poll
 
 BACKLOG: Final = 65536  # bytes that may wait for a peer before it is called full; or buffer_size
-_LITTLE: Final = 4096  # bytes that there is always room for
+_LITTLE: Final = 479  # bytes that there is always room for: the longest that Python has a pool for
+_SOME: Final = 4096  # bytes that there is room for when that was not enough
 _PIECE: Final = 262144  # bytes that are read from one socket at a time
 _PORTION: Final = 262144  # bytes read that are judged and sent before more is
 _PIECES: Final = 64  # that are sent by one system call; more are made one first
@@ -208,7 +209,7 @@ class Stream(Watched):
         self.waiting = 0  # bytes from there on, that the peer has yet to take
         self._stuck = False  # the peer took no more when it was last tried
         self._target: Stream | None = None
-        self._much = False  # whether the peer says more at a time than a few commands
+        self._room = _LITTLE  # bytes that the peer may say at a time, going by what it said last
         self.paused = False
         self._ended = False  # the peer has said all it will
         self._full = False
@@ -234,7 +235,7 @@ class Stream(Watched):
 
     def expect_much(self) -> None:
         """Have room for the greater part of a message when the peer speaks next."""
-        self._much = True
+        self._room = _PIECE
 
     def pause(self) -> None:
         """Read no more for now."""
@@ -280,8 +281,10 @@ class Stream(Watched):
         if mask & ~WRITE:
             if not self._reads():
                 self._watch()
-            elif self._read() and mask & LAST and not self._much:
-                self._read()  # an end that is there already is worth no turn of its own
+            else:
+                count = self._read()
+                if count == _LITTLE or (count and mask & LAST):
+                    self._read()  # what is there already, if only an end, is worth no turn of its own
 
     def flush(self) -> None:
         """Send what was said, behind what still waits."""
@@ -321,28 +324,29 @@ class Stream(Watched):
             self._turn.watch(self._fd, mask, self._mask, self)
             self._mask = mask
 
-    def _read(self) -> bool:
-        """Read or carry what there is; true when it was something, to be heard in this turn."""
+    def _read(self) -> int:
+        """Read or carry what there is; give the number of bytes that will be heard in this turn."""
         try:
             if self._target is None:
-                data = read(self._fd, _PIECE if self._much else _LITTLE)
-                self._much = len(data) >= _LITTLE
+                data = read(self._fd, self._room)
+                size = len(data)
+                self._room = _PIECE if size >= _SOME else _SOME if size >= _LITTLE else _LITTLE
             elif (count := self._carry(self._target)) >= 0:
                 self.owner.carried(self, count)
-                return False
+                return 0
             else:
                 data = b""
         except BlockingIOError:
-            return False
+            return 0
         except OSError as error:
             self.abort(error)
-            return False
+            return 0
         if self._lost and not data:
             self.abort(self._lost)  # what looks like an end is a reset, which sending has met before
-            return False
+            return 0
         self._ended = not data
         self._turn.hear(self, data)
-        return not self._ended
+        return len(data)
 
     def _carry(self, target: "Stream") -> int:
         """Let the kernel carry what there is; give the number of bytes, -1 for the end. Raises OSError."""

@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import uvloop
@@ -51,6 +52,9 @@ class Recorder(Owner):
 
     def of(self, kind: str) -> list[object]:
         return [what for each, what in self.told if each == kind]
+
+    def has_heard(self, words: bytes) -> bool:
+        return b"".join(what for what in self.of("heard") if isinstance(what, bytes)) == words
 
     async def until(self, kind: str, count: int = 1) -> None:
         await self.wait(lambda: len(self.of(kind)) >= count)
@@ -117,6 +121,34 @@ async def read(peer: socket.socket, count: int) -> bytes:
         while len(data) < count and (piece := await asyncio.get_running_loop().sock_recv(peer, 1 << 20)):
             data += piece
     return data
+
+
+@pytest.mark.parametrize("over", [-1, 0, 1])
+@pytest.mark.parametrize("near", [streams._LITTLE, 2 * streams._LITTLE, streams._SOME, 5000, 100_000])
+def test_what_is_said_is_heard_whole_however_much_room_there_was(pairs: Pairs, near: int, over: int) -> None:
+    data = random.Random(near).randbytes(near + over)
+
+    async def work(turn: Turn) -> None:
+        owner, _, peer = met(turn, pairs)
+        for times in range(1, 4):  # the room for the next time follows from the last
+            peer.sendall(data)
+            await owner.wait(partial(owner.has_heard, times * data))
+        peer.shutdown(socket.SHUT_WR)
+        await owner.wait(lambda: owner.of("heard")[-1:] == [b""])
+        assert owner.has_heard(3 * data)
+
+    run(work)
+
+
+def test_a_little_more_than_there_is_room_for_is_heard_in_the_same_turn(pairs: Pairs) -> None:
+    async def work(turn: Turn) -> None:
+        owner, _, peer = met(turn, pairs)
+        data = bytes(streams._LITTLE) + b"x"
+        peer.sendall(data)
+        await owner.until("heard")
+        assert owner.of("heard") == [data[:-1], b"x"]
+
+    run(work)
 
 
 def test_all_are_heard_before_anything_is_said_and_it_is_said_as_one(pairs: Pairs) -> None:
