@@ -2,16 +2,19 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import cast
 from xml.etree import ElementTree
 
 import pytest
 
 from appliance.bpf.steering import worker_of
 from bench import mail, plot, report
+from bench.arena import Arena
 from bench.latency import middle_and_last
-from bench.load import Sample, balanced
+from bench.load import Contender, Sample, Workload, balanced
 from bench.row import Effort, Row, figure
 
 SLOW = Row("slow <mail>", "mails/s", "HAProxy", ((90.0, 100.0),), 1.0, note="a note")
@@ -19,8 +22,19 @@ LEAN = Row("idle", "kB", "HAProxy", ((5.0, 3.0), (7.0, 3.0), (6.0, 4.0)), 6.0, a
 MACHINE = {"kernel": "Linux"}
 
 
-def rounds(*rates: float) -> list[Sample]:
-    return [Sample(rate, 50.0) for rate in rates]
+class FakeArena:
+    """Measures what it is told to, and notes whom it measured."""
+
+    clients = ("10.77.1.10",)
+
+    def __init__(self, rates: Mapping[str, Sequence[float]]) -> None:
+        self.direct, self.haproxy, self.gateway = (Contender(name, 0, ()) for name in rates)
+        self._rates = {name: iter(each) for name, each in rates.items()}
+        self.ran: list[str] = []
+
+    def run(self, _workload: Workload, through: Contender) -> Sample:
+        self.ran.append(through.name)
+        return Sample(next(self._rates[through.name]), 50.0)
 
 
 @pytest.mark.parametrize(
@@ -84,13 +98,17 @@ def test_a_share_is_one_at_least() -> None:
     assert (effort.of(1000), effort.of(10), effort.of(100, 4)) == (10, 1, 4)
 
 
-def test_the_row_of_a_workload_tells_what_it_cost() -> None:
-    samples = {
-        "direct": rounds(400, 40, 400),
-        "HAProxy": rounds(200, 20, 100),
-        "gateway": rounds(100, 10, 90),
+def test_the_row_of_a_workload_is_measured_there_and_back_and_tells_what_it_cost() -> None:
+    rates = {
+        "direct": [400, 40, 400],
+        "HAProxy": [200, 300, 20, 20, 200, 0],
+        "gateway": [90, 160, 9, 11, 9, 91],
     }
-    row = mail.row("mail", samples)
+    arena = FakeArena(rates)
+    both = (arena.gateway, arena.haproxy)
+    row = mail.compare(cast("Arena", arena), Effort(3, 1.0, lambda _: None), mail.WORKLOADS[0], both)
+    assert arena.ran == ["gateway", "HAProxy", "HAProxy", "gateway"] * 3 + ["direct"] * 3
+    assert row.rounds == ((125.0, 250.0), (10.0, 20.0), (50.0, 100.0))
     assert (row.ratio, row.verdict) == (0.5, "falls short")
     assert "50 µs a mail" in row.note
     assert "direct 400" in row.note
