@@ -189,7 +189,10 @@ class SessionState:
                 break
             if kind in (Awaited.OWN, Awaited.CANCELLED):
                 effects.to_client(data)
-            elif kind not in (Awaited.GREETING, Awaited.CHUNKS_DONE, Awaited.CONCLUDE):
+            elif kind is Awaited.CONCLUDE:  # a verdict that came first, and is told all the same
+                final = self._final
+                effects.to_client(self._reply(final.code, final.enhanced, final.text))
+            elif kind is not Awaited.GREETING:
                 effects.to_client(self._taken.answer(_VERBS.get(kind, data)))
         if self._chunk_refusal and not self._taken.done:
             effects.to_client(self._chunk_refusal)
@@ -289,4 +292,5 @@ _VERBS: Final = {
     Awaited.DATA: b"DATA",
     Awaited.CHUNK: b"BDAT",
     Awaited.LAST_CHUNK: b"BDAT",
+    Awaited.CHUNKS_DONE: b"BDAT",
 }

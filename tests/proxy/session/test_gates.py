@@ -8,6 +8,7 @@ from tests.proxy.session.recorder import C, S
 
 REFUSE = Verdict(Action.REFUSE, 552, "5.3.2", "slow down")
 TAKE = Verdict(Action.TAKEOVER, 550, "5.7.1", "gw no", "why")
+WRONG = "503 5.5.1 wrong order"
 HANG = Verdict(Action.HANGUP, 554, "5.7.1", "gw off")
 
 GATES = [
@@ -120,6 +121,39 @@ GATES = [
         server=["RCPT TO:<a>", "QUIT", "NOOP", "QUIT"],
         verdicts={Gate.REPLY_RCPT: TAKE},
         phase=Phase.CLOSED,
+    ),
+    *(
+        case(
+            f"8 a reply gate takes over before {what}, which is answered in its place",
+            C("RCPT TO:<a>", *said),
+            S("550 no"),
+            C("NOOP"),
+            client=["550 5.7.1 gw no", *answers, "250 OK"],
+            server=["RCPT TO:<a>", *passed],
+            verdicts={
+                Gate.REPLY_RCPT: TAKE,
+                (Gate.MAIL, b"bad"): Verdict(Action.TAKEOVER, 550, "", "gw bad"),
+            },
+            settings={"pipeline_size": 3, "size_limit": 2},
+            phase=Phase.TAKEN,
+        )
+        for what, said, answers, passed in (
+            ("a refused command", ["MAIL FROM:<bad>", "RCPT TO:<b>"], ["550 gw bad", WRONG], ["QUIT"]),
+            (
+                "a line that is not clean",
+                [b"NOOP\0\r\n"],
+                ["550 5.5.2 NUL is not allowed in a command"],
+                ["QUIT"],
+            ),
+            (
+                "one command too many",
+                ["NOOP", "VRFY a", "RSET"],
+                ["250 OK", "503 5.5.0 pipeline full", "250 OK"],
+                ["NOOP", "QUIT"],
+            ),
+            ("a chunk too large", ["BDAT 3 LAST", b"abc"], ["552 5.3.4 too big"], ["BDAT 3", b"ab"]),
+            ("an empty last chunk", ["BDAT 0 LAST"], [WRONG], []),
+        )
     ),
     case(
         "8 a reply gate hangs up",
