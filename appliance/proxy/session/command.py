@@ -39,14 +39,25 @@ UNCLEAN: Final = {
 }
 """Where a line ends, well or badly: a line end, or what may not stand inside a command."""
 
-_PATH: Final = re.compile(rb'[^:]*+:[ \t]*+(?:<((?:[^">]++|"(?:[^"\\]++|\\.)*+")*+)>|([^ \t\r\n]*+))')
+# Groups are atomic here: before Python 3.11.5 a possessive one goes on in the wrong place.
+_QUOTED: Final = rb'"(?>(?:[^"\\]++|\\.)*)"'
+_INSIDE: Final = rb'(?>(?:[^"<>]++|' + _QUOTED + rb")*)"
+# Lenient servers let words stand before the angle brackets, and the brackets be doubled. Without any brackets
+# around the address, those in a parameter do not count.
+_BEFORE: Final = (
+    rb'(?>(?:[^"< \t]++|[ \t]++(?>(?:(?:AUTH|ENVID|ORCPT)=[^ \t\r\n]*+)?)|'
+    rb"%b|<(?=%b<))*)" % (_QUOTED, _INSIDE)
+)
+_PATH: Final = re.compile(
+    rb"[^:]*+:(?:%b<(%b)>|[ \t\v\f]*+([^ \t\v\f\r\n]*+))" % (_BEFORE, _INSIDE), re.IGNORECASE
+)
 _BDAT: Final = re.compile(rb"[ \t]*BDAT[ \t]+([0-9]{1,15})([ \t]+LAST)?[ \t]*[\r\n]*", re.IGNORECASE)
 
 
 def path(line: bytes) -> bytes:
     """Give the address of a MAIL or RCPT line: what stands in angle brackets, or else the first word."""
     found = _PATH.match(line)
-    return (found[1] or found[2] or b"") if found else b""
+    return (found[1] or found[2] or b"").strip() if found else b""
 
 
 def argument(line: bytes) -> bytes:

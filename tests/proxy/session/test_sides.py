@@ -257,6 +257,15 @@ def test_texts_are_made_fit_for_a_reply(text: str, enhanced: str, written: bytes
         (b"RCPT TO:a@b NOTIFY=NEVER\r\n", b"a@b"),
         (b"RCPT TO\r\n", b""),
         (b"MAIL FROM:\r\n", b""),
+        # Other ways to say it, all of which Postfix or Exim understand.
+        (b"MAIL FROM: x <a@b>\r\n", b"a@b"),
+        (b"MAIL FROM:x=<a@b> SIZE=1\r\n", b"a@b"),
+        (b'MAIL FROM:"x <y>"<a@b>\r\n', b"a@b"),
+        (b"MAIL FROM:\v<a@b>\r\n", b"a@b"),
+        (b"MAIL FROM:< a@b >\r\n", b"a@b"),
+        (b"MAIL FROM:<<a@b>>\r\n", b"a@b"),
+        (b"MAIL FROM:a@b AUTH=<>\r\n", b"a@b"),
+        (b"RCPT TO:a@b ORCPT=rfc822;<c@d>\r\n", b"a@b"),
     ],
 )
 def test_the_path_of_an_envelope(line: bytes, path: bytes) -> None:
@@ -264,7 +273,18 @@ def test_the_path_of_an_envelope(line: bytes, path: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b":<" * 1000, b'"' * 2000, b':<"' * 600, b':<"\\' * 500, b"x" * 2040, b" " * 2040, b"x " * 1000]
+    "line",
+    [
+        b":<" * 1000,
+        b'"' * 2000,
+        b':<"' * 600,
+        b':<"\\' * 500,
+        b"x" * 2040,
+        b" " * 2040,
+        b"x " * 1000,
+        b':<"a"' * 400,
+        b": AUTH=" * 250,
+    ],
 )
 def test_no_line_costs_more_than_its_length(line: bytes) -> None:
     """A pattern that tries again takes seconds for these."""
