@@ -269,13 +269,13 @@ class ClientSide(ContentSide):
         if self._chunks is Chunks.OPEN:
             self._answer_here(503, "5.5.1", self._settings.texts.proto_error)
             return
-        self._chunks = Chunks.NONE
         self._mail_line = line
-        if not self._gates & _ABOUT_MAIL:
+        failed = self._chunks is Chunks.FAILED  # until the server agrees to a new transaction
+        if not failed and not self._gates & _ABOUT_MAIL:
             self._pass_line(Awaited.PLAIN, b"MAIL")
         else:
             address = command.path(line)
-            watched = self._gates & Gate.REPLY_MAIL
+            watched = failed or self._gates & Gate.REPLY_MAIL
             kind, owed = (Awaited.MAIL_WATCHED, address) if watched else (Awaited.PLAIN, b"MAIL")
             self._checked(Gate.MAIL, address, kind, owed)
 

@@ -148,8 +148,11 @@ class Session(ClientSide):
             self.auth |= AUTH_OFFERED if b"AUTH" in self.offers else 0
             self._reset()
 
-    def _mail_reply(self, code: bytes, line: bytes, first: bool, _last: bool, subject: bytes) -> None:
-        self._watched(Gate.REPLY_MAIL, code, line, first, subject)
+    def _mail_reply(self, code: bytes, line: bytes, first: bool, last: bool, subject: bytes) -> None:
+        passed = self._watched(Gate.REPLY_MAIL, code, line, first, subject)
+        alone = not self._awaited and self.phase is Phase.COMMAND  # no chunk of its own has failed behind it
+        if passed and last and code[0] == 0x32 and alone:
+            self._reset()
 
     def _rcpt_reply(self, code: bytes, line: bytes, first: bool, last: bool, subject: bytes) -> None:
         if self._watched(Gate.REPLY_RCPT, code, line, first, subject) and last:

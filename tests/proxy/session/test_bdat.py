@@ -159,6 +159,33 @@ BDAT = [
         server=["BDAT 1", b"x", "MAIL FROM:<a>", "DATA"],
     ),
     case(
+        "4.3 a MAIL that the server refuses does not",
+        C("BDAT 1", b"x", "BDAT 1", b"y"),
+        S("250 one", "452 full"),
+        C("MAIL FROM:<a>", "BDAT 1 LAST", b"z", "MAIL FROM:<a>", "BDAT 1 LAST", b"z"),
+        S("503-nested", "503 MAIL"),
+        S("250-now", "250 it is"),
+        S("250 one"),
+        S("250 taken"),
+        client=[
+            *("250 one", "452 full", "503-nested", "503 MAIL", "503 5.5.1 wrong order"),
+            *("250-now", "250 it is", "250 taken"),
+        ],
+        server=[
+            *("BDAT 1", b"x", "BDAT 1", b"y", "MAIL FROM:<a>"),
+            *("MAIL FROM:<a>", "BDAT 1", b"z", "BDAT 0 LAST"),
+        ],
+        spool=[b"xy", b"z"],
+    ),
+    case(
+        "4.3 nor does the one before it, whose answer comes late",
+        C("MAIL FROM:<a>", "BDAT 1", b"x", "BDAT 1 LAST", b"y"),
+        S("250 a"),
+        client=["250 a", "530 5.7.1 log in first", "503 5.5.1 wrong order"],
+        server=["MAIL FROM:<a>"],
+        verdicts={Gate.DATA: REFUSE, Gate.REPLY_MAIL: PASS},
+    ),
+    case(
         "4.3 MAIL and its chunks in one go: the reply to MAIL does not touch them",
         C("MAIL FROM:<a>", "RCPT TO:<b>", "BDAT 1 LAST", b"x"),
         S("250 a", "250 b", "250 one"),
