@@ -8,6 +8,7 @@ bounded time, and the account of it is kept.
 import asyncio
 import errno
 import heapq
+import math
 import os
 import socket
 import time
@@ -175,7 +176,7 @@ class Connection(Relay):
 
         The socket is read from at once: what comes is the greeting, or the reason why there is none.
         """
-        limit = self._service.config.timeout_connect
+        limit = self._service.config.timeout_connect or math.inf
         self._connect_until = self._loop.time() + limit
         self._arm(min(limit, LOOK))
         outgoing: socket.socket | None = None

@@ -183,10 +183,12 @@ def test_a_spam_scanner_that_does_not_come_to_an_end(inside: Inside, scanner: Pa
     inside.wait_log("SPAM:TIMEOUT")
 
 
-@pytest.mark.option("timeout_idle")
-@pytest.mark.parametrize("point", ["connect", "EHLO", "DATA", "end"])
-def test_a_silent_server_is_left_and_its_client_with_it(inside: Inside, point: str) -> None:
-    inside.use(timeout_idle=1)
+@pytest.mark.option("timeout_idle", "timeout_connect")
+@pytest.mark.parametrize(
+    ("point", "connecting"), [("connect", 0), ("connect", 30), ("EHLO", 30), ("DATA", 30), ("end", 30)]
+)
+def test_a_silent_server_is_left_and_its_client_with_it(inside: Inside, point: str, connecting: int) -> None:
+    inside.use(timeout_idle=1, timeout_connect=connecting)
     inside.server.hooks[point] = mute
     with inside.connect() as client:
         begin = time.monotonic()
