@@ -38,10 +38,11 @@ class Inspection:
         if not isinstance(answer, Verdict):
             self._late = asyncio.get_running_loop().create_task(self._answer_late(answer, gate))
             return None
-        if answer.action is not Action.PASS:
+        if answer.action is Action.PASS:
+            return self._ask_message(gate)
+        if answer.action is not Action.DIRECT:
             self._tally().refusals += 1
-            return answer
-        return self._ask_message(gate)
+        return answer
 
     def cancel(self) -> None:
         """Nobody waits for an answer any more."""

@@ -104,6 +104,12 @@ class Inside:
         rows: list[list[object]] = json.loads(self._answers.readline())["found"]
         return rows
 
+    def tally(self, address: str = "127.0.0.1") -> list[int]:
+        """Give what a client has done: connections, mails, refusals, destinations."""
+        self.tell("client", address=address)
+        row: list[int] = json.loads(self._answers.readline())["found"]["tally"]
+        return row
+
     def connect(self, source: str = "127.0.0.1") -> Talk:
         """Connect, with the greeting still to be read."""
         return Talk(socket.create_connection(("127.0.0.1", self.port), 10, (source, 0)))
