@@ -96,13 +96,14 @@ def conflicts(config: Config) -> Iterator[str]:
 
 
 def before_ours() -> Iterator[str]:
-    """Tell which rules of others are asked before ours."""
+    """Tell which rules of others are asked before ours: of the same priority those that were there first."""
     with IPRoute() as netlink:
         for version in _FAMILIES:
-            for rule in _rules(netlink, version):
-                if 0 < (priority := rule.get_attr("FRA_PRIORITY") or 0) <= FIRST and not _is_ours(
-                    rule, "FRA_PROTOCOL"
-                ):
+            for rule in _rules(netlink, version):  # in the order in which they are asked
+                priority, ours = rule.get_attr("FRA_PRIORITY") or 0, _is_ours(rule, "FRA_PROTOCOL")
+                if priority > FIRST + 1 or (ours and rule["action"] == _TO_TABLE):
+                    break
+                if priority and not ours:
                     yield f"ip -{version} rule {priority}"
 
 

@@ -48,6 +48,7 @@ def drift(tmp_path: Path, configuration: str, *commands: str) -> list[str]:
         ("ip -6 rule delete pref 10", "missing: ip -6 rule: 10: "),
         ("ip route flush table 100", "missing: ip -4 route: local default dev lo table 100"),
         ("ip rule add pref 5 iif lan lookup main", "asked before ours: ip -4 rule 5"),
+        ("ip rule add pref 10 iif lan lookup main", "asked before ours: ip -4 rule 10"),
         ("sysctl -qw net.ipv4.ip_forward=0", "sysctl net.ipv4.ip_forward was 1 and is 0"),
         (
             "nft 'add table ip evil; add chain ip evil pre { type nat hook prerouting priority -150; }; "
@@ -66,6 +67,17 @@ def drift(tmp_path: Path, configuration: str, *commands: str) -> list[str]:
 def test_check_finds(tmp_path: Path, command: str, said: str) -> None:
     found = drift(tmp_path, BOTH, command)
     assert len([line for line in found if re.search(said, line)]) == 1, found
+
+
+def test_a_rule_of_the_same_priority_is_asked_first_if_it_was_there_first(tmp_path: Path) -> None:
+    def work() -> None:
+        installer = Installer(parse(TPROXY), directory=tmp_path)
+        run("ip", "rule", "add", "pref", "11", "iif", "lan", "lookup", "55")
+        installer.up()
+        run("ip", "-6", "rule", "add", "pref", "11", "iif", "lan", "lookup", "55")  # behind ours
+        assert installer.check() == ["asked before ours: ip -4 rule 11"]
+
+    as_router(work)
 
 
 def test_the_order_of_rules_matters(tmp_path: Path) -> None:
