@@ -55,6 +55,10 @@ class LockFile(NamedTuple):
 def client(text: str) -> Client:
     """Read ADDRESS or ADDRESS-IDENT. Raises CtlError."""
     address, _, ident = text.partition("-")
+    if "%" in address:
+        raise CtlError(
+            f"{text!r}: a client is known by its address alone; leave out what follows %", Code.BAD_USAGE
+        )
     try:
         found = ip_address(address)
     except ValueError:
@@ -82,7 +86,9 @@ def as_owner(config: Config, doing: str) -> Iterator[Identity]:
         with acting_as(who):
             yield who
     except OSError as error:
-        raise CtlError(f"{error.filename}: {error.strerror}; look after {error.filename}") from None
+        if not (where := error.filename):  # a file that is open already, such as on a full disk
+            raise CtlError(f"cannot {doing}: {error.strerror}") from None
+        raise CtlError(f"{where}: {error.strerror}; look after {where}") from None
 
 
 def lock_directory(config: Config) -> LockDirectory:

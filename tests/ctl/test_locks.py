@@ -1,5 +1,6 @@
 """locks, lock and unlock on a lock directory, with no gateway in sight."""
 
+import errno
 import os
 import time
 
@@ -121,6 +122,24 @@ def test_what_is_not_locked_and_what_is_no_client(tool: Tool) -> None:
         assert tool(*words).code == 3, words
     for address in ("0.0.0.0", "255.255.255.255", "224.0.0.1", "::"):
         assert tool("lock", address).code == 3
+    assert not any(tool.locks.iterdir())
+
+
+def test_a_client_is_known_without_its_zone(tool: Tool) -> None:
+    for words in (("lock", "fe80::1%lan"), ("unlock", "fe80::1%br-lan"), ("explain", "fe80::1%lan-bob")):
+        done = tool(*words)
+        assert done.code == 3, words
+        assert "known by its address alone" in done.err
+    assert not any(tool.locks.iterdir())
+
+
+def test_a_full_disk_is_told(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("appliance.proxy.locks.os.write", full)
+    done = tool("lock", "192.0.2.7")
+    assert (done.code, done.err) == (1, "appliance-ctl: cannot lock a client: No space left on device\n")
     assert not any(tool.locks.iterdir())
 
 
