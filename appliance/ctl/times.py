@@ -26,8 +26,11 @@ def duration(text: str) -> int:
 
 
 def moment(when: float) -> str:
-    """Write a unix time in local time."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+    """Write a unix time in local time, or as a number when no calendar goes that far."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+    except (OSError, OverflowError, ValueError):  # files may have any date
+        return f"unix time {when:.0f}"
 
 
 def end(until: float | None) -> str:

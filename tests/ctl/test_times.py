@@ -3,7 +3,7 @@
 import pytest
 
 from appliance.ctl.base import CtlError
-from appliance.ctl.times import duration, end, size, span
+from appliance.ctl.times import duration, end, moment, size, span
 from appliance.proxy.locks import FOREVER
 
 
@@ -36,3 +36,8 @@ def test_what_people_read() -> None:
     assert [size(number) for number in (0, 999, 1000, 25_000_000)] == ["0 B", "999 B", "1 kB", "25 MB"]
     assert end(None) == "for ever"
     assert end(1e9).startswith("until 2001-09-0")
+
+
+def test_a_date_beyond_all_calendars() -> None:
+    assert moment(1e17) == "unix time 100000000000000000"
+    assert end(-1e18) == "until unix time -1000000000000000000"
