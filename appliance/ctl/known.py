@@ -23,7 +23,7 @@ from appliance.nft.locks import Element, LockSets, NftError, NoTable
 from appliance.nft.names import DROPPED_LOCKED, FAMILY, TABLE
 from appliance.nft.ruleset import intercepts
 from appliance.privileges import Identity, PrivilegeError, acting_as, identity
-from appliance.proxy.locks import Lock, LockDirectory, is_lock_name, lock_name, read_lock
+from appliance.proxy.locks import Lock, LockDirectory, lock_name, read_lock
 
 Address = IPv4Address | IPv6Address
 
@@ -43,7 +43,10 @@ class Client(NamedTuple):
 
 
 class LockFile(NamedTuple):
-    """A lock as its file says; `until` is None without end. `exempt`: another's file, which never locks."""
+    """A lock as its file says; `until` is None without end.
+
+    `exempt`: another's file, which never locks, or one of a trusted client.
+    """
 
     name: str
     since: float
@@ -91,14 +94,15 @@ def as_owner(config: Config, doing: str) -> Iterator[Identity]:
         raise CtlError(f"{where}: {error.strerror}; look after {where}") from None
 
 
-def lock_directory(config: Config) -> LockDirectory:
-    """Give the lock directory as the gateway sees it."""
+def lock_directory(config: Config, *, trusting: bool = True) -> LockDirectory:
+    """Give the lock directory as the gateway sees it; or with trusted clients' locks, which do not count."""
     return LockDirectory(
         config.outside(config.lock_path),
         config.lock_perm,
         config.lock_duration,
         owner(config).uid,
         lambda _: None,
+        config.trusted_clients if trusting else (),
     )
 
 
@@ -106,12 +110,21 @@ def lock_names(config: Config) -> list[str]:
     """Give the names of all lock files and exemptions. Raises CtlError."""
     path = config.outside(config.lock_path)
     try:
-        return [name for name in os.listdir(path) if is_lock_name(name)]  # noqa: PTH208 - names, fast
+        return [name for name in os.listdir(path) if _is_looked_for(name)]  # noqa: PTH208 - names, fast
     except FileNotFoundError:
         return []
     except OSError as error:
         code = Code.FORBIDDEN if isinstance(error, PermissionError) else Code.FAILED
         raise CtlError(f"lock_path {path}: {error.strerror}; try as root", code) from None
+
+
+def _is_looked_for(name: str) -> bool:
+    """Tell whether the gateway would ever look for this file: it writes an address in one way only."""
+    address = name.partition("-")[0]
+    try:
+        return lock_name(str(ip_address(address))) == address
+    except ValueError:
+        return False
 
 
 def locks(config: Config, client: str | None = None, latest: int | None = None) -> list[LockFile]:

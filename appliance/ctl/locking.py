@@ -178,11 +178,11 @@ def unlock(
     wanted = [
         lock for lock in known.locks(config, name or None) if every or "-" not in name or lock.name == name
     ]
-    locked = [lock.name for lock in wanted if not lock.exempt]
+    directory = known.lock_directory(config, trusting=False)  # theirs would count again one day
+    locked = [lock.name for lock in wanted if directory.look(lock.name)]
     if not locked and not every:
         exempt = f": {config.outside(config.lock_path) / name} exempts it" if wanted else ""
         raise CtlError(f"{name} is not locked{exempt} (appliance-ctl locks lists who is)")
-    directory = known.lock_directory(config)
     with known.as_owner(config, "unlock clients"):
         for each in locked:
             if found := directory.look(each):

@@ -79,6 +79,33 @@ def test_a_trusted_client_is_never_locked(tool: Tool) -> None:
     assert tool("lock", "192.0.2.16").code == 0
 
 
+@pytest.mark.option("trusted_clients")
+def test_a_client_that_is_trusted_since_it_was_locked_is_shown_as_exempt(tool: Tool) -> None:
+    for client in ("192.0.2.7", "192.0.2.8"):
+        assert tool("lock", client, "--for", "forever").code == 0
+    tool.write(trusted_clients="192.0.2.7")
+    assert row(tool, "192.0.2.7")["by"] == "exemption"
+    assert row(tool, "192.0.2.8")["by"] == "appliance-ctl"
+    assert "192.0.2.7 is exempt from locks" in tool("explain", "192.0.2.7").out
+    assert tool("unlock", "192.0.2.7").out == "unlocked: 192.0.2.7\n"
+    assert [path.name for path in tool.locks.iterdir()] == ["192.0.2.8"]
+
+
+def test_names_that_the_gateway_does_not_look_for_are_no_locks(tool: Tool) -> None:
+    for name in (
+        "2001:DB8::7",
+        "2001:db8:0::7",
+        "::ffff:192.0.2.7",
+        "fe80::1%lan",
+        "192.0.2.7_x",
+        "192.0.2.07",
+    ):
+        (tool.locks / name).write_text("CAUSE\n")
+    (tool.locks / "2001:db8::8-joe").write_text("CAUSE\n")
+    assert [row["client"] for row in tool("locks", "--json").json["locks"]] == ["2001:db8::8-joe"]
+    assert tool("status", "--json").json["locks"]["files"] == 1
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_an_exemption_is_shown_and_respected(tool: Tool) -> None:
     path = tool.locks / "192.0.2.7"
