@@ -4,6 +4,7 @@ Every command that needs the daemon calls `ask`; what the requests are stands in
 answer is not trusted to be short or to come at all.
 """
 
+import contextlib
 import json
 import socket
 import struct
@@ -34,7 +35,8 @@ def ask(context: Context, do: str, **more: object) -> dict[str, Any]:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIME.pack(int(_PATIENCE), 0))
             sock.connect(str(path))
             sock.settimeout(_PATIENCE)
-            sock.sendall(json.dumps({"do": do, **more}).encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before it was asked
+                sock.sendall(json.dumps({"do": do, **more}).encode() + b"\n")
             answer = _parsed(_line(sock))
     except (FileNotFoundError, ConnectionRefusedError):
         raise CtlError(_absence(config, context), Code.DOWN) from None
@@ -69,7 +71,8 @@ def _absence(config: Config, context: Context) -> str:
 
 def _line(sock: socket.socket) -> bytes:
     answer = bytearray()
-    while piece := sock.recv(1 << 16):
+    # Behind the line may be an error instead of an end, when the gateway has not read the request.
+    while not answer.endswith(b"\n") and (piece := sock.recv(1 << 16)):
         answer += piece
         if len(answer) > _LONGEST_ANSWER:
             raise CtlError("the gateway's answer has no end; see its log")

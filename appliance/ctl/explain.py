@@ -11,7 +11,7 @@ import typer
 from appliance.config import Config
 from appliance.ctl import known
 from appliance.ctl.ask import ask
-from appliance.ctl.base import Context, CtlError, clean, console, given, print_json
+from appliance.ctl.base import Code, Context, CtlError, clean, console, given, print_json
 from appliance.ctl.limits import described, show_record, stored
 from appliance.ctl.locking import Client
 from appliance.ctl.neighbours import neighbours
@@ -98,10 +98,10 @@ def _gateway(context: Context, client: known.Client) -> dict[str, object]:
     try:
         told = ask(context, "client", address=str(client.address))
     except CtlError as error:
-        return {"gateway": None, "gateway_why_not": str(error)}
+        return {"gateway": None, "gateway_why_not": str(error), "gateway_down": error.code is Code.DOWN}
     told["tally"] = dict(zip(TALLIES, told["tally"], strict=False))
     told["sessions"] = [dict(zip(COLUMNS[2:], row[1:], strict=False)) for row in told["sessions"]]
-    return {"gateway": told, "gateway_why_not": None}
+    return {"gateway": told, "gateway_why_not": None, "gateway_down": False}
 
 
 def _next(config: Config, client: known.Client, facts: dict[str, Any]) -> tuple[str, str]:
@@ -135,6 +135,8 @@ def _next(config: Config, client: known.Client, facts: dict[str, Any]) -> tuple[
 
 
 def _without_gateway(config: Config, intercepted: bool, facts: dict[str, Any]) -> tuple[str, str]:
+    if not facts["gateway"] and not facts["gateway_down"]:
+        return "unknown", "nothing before the gateway is against it, and the gateway cannot be asked"
     ending = "the gateway is draining" if facts["gateway"] else "no gateway runs"
     if not intercepted:
         return "refused", f"{ending}, and nothing else listens at port {config.port}"

@@ -25,29 +25,29 @@ COLUMNS = (*TALLIES, "syns", "dropped", "servers")  # the last three are the gat
 @commands.command()
 def status(context: typer.Context) -> int:
     """Show the gateway, its workers, the kernel and the scanners on one screen; exit code 4: none runs."""
-    found = facts(given(context))
+    found, code = facts(given(context))
     if given(context).as_json:
         print_json(found)
     else:
-        show(found)
-    return Code.DONE if found["gateway"] else Code.DOWN
+        show(found, down=code is Code.DOWN)
+    return code
 
 
-def facts(context: Context) -> dict[str, Any]:
-    """Collect what there is to know without a client in mind."""
+def facts(context: Context) -> tuple[dict[str, Any], Code]:
+    """Collect what there is to know without a client in mind; the code says whether the gateway answers."""
     config = context.config()
-    gateway, why = None, None
+    gateway, why, code = None, None, Code.DONE
     try:
         gateway = ask(context, "status")
     except CtlError as error:
-        why = str(error)
+        why, code = str(error), error.code
     kernel = known.kernel_locks()
     try:
         files = len(known.lock_names(config))
     except CtlError:
         files = None
     counters = known.kernel_counters()
-    return {
+    found = {
         "gateway": gateway,
         "why_not": why,
         "locks": {"files": files, "path": str(config.outside(config.lock_path))},
@@ -62,15 +62,18 @@ def facts(context: Context) -> dict[str, Any]:
         "file": str(context.config_path),
         "on_failure": config.on_failure,
     }
+    return found, code
 
 
-def show(found: dict[str, Any]) -> None:
-    """Print the facts for people."""
+def show(found: dict[str, Any], *, down: bool) -> None:
+    """Print the facts for people; the gateway is `down`, or else up or cannot be asked."""
     out = console()
     gateway, kernel = found["gateway"], found["kernel"]
     lines: list[tuple[str, str]] = []
     if gateway:
         lines += _gateway_lines(gateway)
+    elif not down:
+        lines.append(("gateway", f"unknown: {found['why_not']}"))
     else:
         passes = "mail passes by" if found["on_failure"] == "open" else "mail is refused"
         lines += [("gateway", f"DOWN: {found['why_not']}"), ("", f"while it is, {passes} (on_failure)")]

@@ -1,12 +1,14 @@
 """The command line itself: shared options, exit codes, completion, and what is said when no gateway runs."""
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -155,6 +157,7 @@ def test_help_names_the_exit_codes(tool: Tool) -> None:
         (b"[" * 1900 + b"\n", "the gateway ended before it had answered"),
         (b"x" * 3000, "the gateway's answer has no end"),
         (b'{"error": "\\u001b[31m", "code": "busy"}\n', "the gateway refuses: ?[31m"),
+        (b'{"error": "too many", "code": "busy"}\n', "the gateway refuses: too many"),
         (None, "no answer within 0 s"),
     ],
 )
@@ -182,3 +185,39 @@ def test_a_gateway_that_cannot_be_believed(
         thread.join()
     assert (done.code, done.out) == (1, "")
     assert said in done.err
+
+
+@contextlib.contextmanager
+def refusing(tool: Tool, code: str) -> Iterator[None]:
+    """Have a gateway that refuses without having read what it is asked."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tool.home / "control"))
+        listening.listen()
+
+        def refuses() -> None:
+            client, _ = listening.accept()
+            with client:
+                client.recv(1, socket.MSG_PEEK)
+                client.sendall(json.dumps({"error": "not now", "code": code}).encode() + b"\n")
+
+        thread = threading.Thread(target=refuses)
+        thread.start()
+        yield
+        thread.join()
+
+
+@pytest.mark.parametrize(("code", "status"), [("busy", 1), ("forbidden", 5)])
+def test_a_gateway_that_refuses_is_not_taken_for_none(tool: Tool, code: str, status: int) -> None:
+    tool.write(mode="tproxy", on_failure="open")
+    with refusing(tool, code):
+        done = tool("sessions")
+        assert (done.code, done.err) == (status, "appliance-ctl: the gateway refuses: not now\n")
+    (tool.home / "control").unlink()
+    with refusing(tool, code):
+        done = tool("status")
+        assert done.code == status
+        assert "gateway   unknown: the gateway refuses: not now\n" in done.out
+        assert "mail passes by" not in done.out
+    (tool.home / "control").unlink()
+    with refusing(tool, code):
+        assert tool("explain", "192.0.2.7", "--json").json["next"]["outcome"] == "unknown"
