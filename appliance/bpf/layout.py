@@ -37,6 +37,7 @@ MAPS: Final = {
 """The maps, and how long their values are."""
 _MAPPED = bytes(10) + b"\xff\xff"  # what an IPv4 address has in front
 _SECOND = 1_000_000_000
+_LAST = (1 << 64) - 1  # in 584 years
 
 
 def fingerprint() -> int:
@@ -112,8 +113,8 @@ def now() -> int:
 
 
 def deadline_of(until: float | None) -> int:
-    """Turn a unix time into the gate's; None, no end, is 0."""
-    return 0 if until is None else max(1, now() + int((until - time.time()) * _SECOND))
+    """Turn a unix time into the gate's; None, no end, is 0, and what lies beyond its numbers the last one."""
+    return 0 if until is None else min(max(1, now() + int((until - time.time()) * _SECOND)), _LAST)
 
 
 def pack_lock(deadline: int, old: bytes | None = None) -> bytes:

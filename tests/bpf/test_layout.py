@@ -59,6 +59,7 @@ def test_a_lock_keeps_its_counts_and_has_another_end() -> None:
 def test_an_endless_lock_has_no_deadline_and_any_other_has_one() -> None:
     assert layout.deadline_of(None) == 0
     assert layout.deadline_of(1.0) > 0
+    assert layout.unpack_lock(layout.pack_lock(layout.deadline_of(1e18)))[0] == layout.deadline_of(1e15)
     hour = layout.deadline_of(time.time() + 3600) - layout.now()
     assert hour == pytest.approx(3600e9, abs=1e9)
 
