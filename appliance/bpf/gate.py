@@ -171,7 +171,7 @@ def _attach(program: int, index: int, wanted: str, pins: Path) -> str:
         try:
             link = programs.attach(program, index, programs.MODES[mode])
         except OSError as error:
-            if error.errno == errno.EBUSY:
+            if error.errno in (errno.EBUSY, errno.EEXIST):  # in this mode, in the other
                 return "another XDP program is there; remove it (ip link set dev INTERFACE xdp off)"
             failure = f"{mode}: {error.strerror}"
             continue

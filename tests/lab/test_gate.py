@@ -305,13 +305,14 @@ for name in (*MAPS, PROGRAM):  # other maps than ours: arrays of one number
         assert gate.do("down") == []
 
 
-def test_another_program_is_left_alone(network: Network) -> None:
+@pytest.mark.parametrize(("mode", "xdp"), [("generic", "auto"), ("generic", "native"), ("native", "generic")])
+def test_another_program_is_left_alone(network: Network, mode: str, xdp: str) -> None:
     program = programs.load(programs.PASSES_ALL, "another")
     other = inside(
         network.router.namespace,
-        lambda: programs.attach(program, socket.if_nametoindex("lan"), programs.GENERIC),
+        lambda: programs.attach(program, socket.if_nametoindex("lan"), programs.MODES[mode]),
     )
-    gate = RouterGate(network.router, xdp="auto")
+    gate = RouterGate(network.router, xdp=xdp)
     gate.write()
     try:
         (line,) = gate.do("up")
