@@ -40,7 +40,11 @@ class FanOut:
         """Tell the gate what a new configuration says."""
         self._config = config
         self._blind = False
-        self._leave()
+        try:
+            if self._gate:
+                self._gate.configure(config)
+        except OSError:
+            self._leave()  # looked for anew, and what is wrong told
 
     async def run(self) -> None:
         """Watch until this is cancelled."""

@@ -17,7 +17,7 @@ from appliance.bpf.layout import Address
 from appliance.bpf.locks import GateLocks, dropped
 from appliance.bpf.pinned import Gate
 from appliance.log import Log
-from lab.gateway import Options
+from lab.gateway import Gateway, Options
 from lab.host import Host
 from lab.namespace import inside
 from lab.network import CLIENT4, CLIENT6, MAIL4, MAIL6, PUBLIC_CLIENT4, Network
@@ -238,12 +238,26 @@ def test_a_gate_that_comes_later_is_used(network: Network, gateway: GatewayFacto
             locks = locks_of(gate)
             wait_until(lambda: IPv4Address(CLIENT4) in dropped(gate.pins), 10, "the lock in the gate")
             locks.close()
+            there = mirror(running)
             with Gate(gate.pins) as found:
                 assert found.is_configured(gate.config())
                 running.reload({"fanout_limit": 9})
                 wait_until(lambda: not found.is_configured(gate.config()), 5, "a new limit")
                 running.reload({"fanout_limit": 7})
                 wait_until(lambda: found.is_configured(gate.config()), 5, "the old limit")
+            time.sleep(0.6)  # two looks at the gate
+            assert mirror(running) == there  # it is the same gate: the locks need not be read anew
+
+
+def mirror(gateway: Gateway) -> int:
+    """Give the process number of the lock mirror, as seen from outside."""
+    assert gateway.process
+    pid = gateway.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    (found,) = [
+        int(child) for child in children if "supervisor.mirror" in Path(f"/proc/{child}/cmdline").read_text()
+    ]
+    return found
 
 
 def test_up_changes_what_differs_and_nothing_else(network: Network) -> None:
