@@ -254,9 +254,12 @@ def check(config: Config, pins: Path = PINS) -> tuple[list[str], list[str]]:
     Where xdp is auto and something is lacking there need be no gate.
     """
     lacking = missing() if _wanted(config) and not _is_current(pins) else []
-    if lacking and config.xdp == "auto" and not _stands(pins):
-        return [], lacking
-    return differences(config, pins), lacking
+    try:
+        if lacking and config.xdp == "auto" and not _stands(pins):
+            return [], lacking
+        return differences(config, pins), lacking
+    except PermissionError as error:  # only root may look
+        return [f"the gate cannot be asked: {error.strerror}"], lacking
 
 
 def down(pins: Path = PINS) -> list[str]:
