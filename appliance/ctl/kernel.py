@@ -12,6 +12,7 @@ import typer
 from rich.text import Text
 
 from appliance.bpf import gate
+from appliance.config import parse
 from appliance.ctl.base import Code, CtlError, clean, console, given, print_json
 from appliance.nft.installer import Installer, Plan, Refused
 from appliance.nft.kernel import KernelError
@@ -60,9 +61,9 @@ def up(context: typer.Context, early: Early = False) -> None:
 
 @commands.command()
 def down(context: typer.Context) -> None:
-    """Remove the kernel's rules and leave everything else as it was before."""
+    """Remove the kernel's rules and leave everything else as it was before; no configuration is needed."""
     with _told():
-        done = Installer(given(context).config()).down()
+        done = Installer(parse("")).down()
     _show(context, done, "changed", "nothing to remove: the kernel's rules are not up", gate.down())
 
 

@@ -271,6 +271,7 @@ def test_commands(tmp_path: Path) -> None:
         assert len(json.loads(said)["differences"]) == 9
         assert json.loads(ctl("--json", "plan")[1])["commands"]
         assert ctl("up")[0] == 0
+        file.write_text("nonsense 1\n")  # which must not keep anybody from taking the rules away
         assert ctl("down")[0] == 0
         assert "not up" in ctl("down")[1]
         file.write_text(TPROXY + "xdp off\nlan_interfaces nowhere\n")
