@@ -227,6 +227,8 @@ def _table_drift(present: Table | None, wanted: Table | None) -> Iterator[str]:
     if present is None:
         yield f"missing: table {names.FAMILY} {names.TABLE}"
         return
+    if present.flagged:
+        yield f"changed: table {names.FAMILY} {names.TABLE} has flags; while dormant it does nothing"
     for (kind, name), about in wanted.objects.items():
         there = present.objects.get((kind, name))
         if there is None:

@@ -40,6 +40,8 @@ def table(family: str, name: str) -> list[Json]:
     """List one table like that; nothing if it is not there. Raises KernelError."""
     try:
         listed = _execute([{"list": {"table": {"family": family, "name": name}}}], terse=True)
+    except Unreadable as error:
+        raise Unreadable(f"{error}; without them it can: nft add table {family} {name}") from None
     except KernelError as error:
         if "No such file" in str(error):
             return []

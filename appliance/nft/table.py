@@ -5,7 +5,7 @@ Called by the installer. Pure: works on nftables JSON, and asks nobody.
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from appliance.nft.expression import Json
@@ -18,23 +18,27 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Table:
-    """The gateway's table. `objects` are sets and others by kind and name, `rules` those of each chain."""
+    """The gateway's table. `objects` are sets and others by kind and name, `rules` those of each chain.
+
+    `flagged`: it has flags, ours never does; nothing in a dormant one counts.
+    """
 
     objects: dict[Key, Json] = field(default_factory=dict)
     chains: dict[str, Json] = field(default_factory=dict)
     rules: dict[str, list[Json]] = field(default_factory=dict)
+    flagged: bool = False
 
     @classmethod
     def find(cls, listing: Iterable[Json]) -> Self | None:
         """Pick the gateway's table from a listing of all tables; None if it is not there."""
-        found = False
+        found = flagged = False
         table = cls()
         for entry in listing:
             ((kind, about),) = entry.items()
             if about.get("family") != FAMILY or TABLE not in (about.get("table"), about.get("name")):
                 continue
             if kind == "table":
-                found = True
+                found, flagged = True, "flags" in about
             elif about["table"] != TABLE:
                 continue
             elif kind == "rule":
@@ -43,7 +47,7 @@ class Table:
                 table.chains[about["name"]] = _lasting(about)
             else:
                 table.objects[kind, about["name"]] = _lasting(about)
-        return table if found else None
+        return replace(table, flagged=flagged) if found else None
 
     def elements(self, key: Key) -> list[Any]:
         """Give the elements of a set."""
@@ -76,6 +80,7 @@ def steps(present: Table | None, wanted: Table | None) -> list[Json]:
     hooked = [name for name, about in wanted.chains.items() if about != present.chains.get(name)]
     again = bool(gone or new or unhooked or hooked or present.rules != wanted.rules)
     return [
+        *([{"add": {"table": table}}] if present.flagged and not wanted.flagged else ()),
         *({"flush": {"chain": _identity(about)}} for about in present.chains.values() if again),
         *({"delete": {"chain": _identity(present.chains[name])}} for name in unhooked),
         *({"delete": {kind: _identity(present.objects[kind, name])}} for kind, name in gone),

@@ -26,7 +26,7 @@ def lines(table: Table | None, like: Table | None = None) -> list[str]:
     """
     if table is None:
         return []
-    body: list[str] = []
+    body: list[str] = ["flags .."] if table.flagged else []  # not every library tells which
     order = like or table
     for kind, name in sorted(table.objects, key=_place_in(order.objects)):
         properties = _properties(kind, table.objects[kind, name])
