@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import click
 import typer
 import typer.core
 
 # Typer escapes the brackets of `[default: 5]` for rich even where rich does not print them.
 typer.core.rich = None  # type: ignore[assignment,attr-defined]
+# In what is said of a wrong value it names an environment variable, None; no option of ours has one.
+typer.core.TyperOption.get_error_hint = click.Parameter.get_error_hint  # type: ignore[method-assign]
 
 
 def plain(*help_options: str, **settings: Any) -> typer.Typer:

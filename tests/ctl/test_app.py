@@ -122,6 +122,7 @@ def test_wrong_usage(tool: Tool) -> None:
         assert (done.code, done.out) == (3, ""), words
         assert done.err.startswith("appliance-ctl: ")
         assert "\x1b" not in done.err
+        assert "env var" not in done.err
     done = tool("top")
     assert done.code == 3
     assert "top needs a terminal" in done.err
