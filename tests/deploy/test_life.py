@@ -227,6 +227,33 @@ def test_a_reboot_brings_everything_back(site: Site, postfix: Postfix) -> None:
     wait_until(lambda: not is_dropped(site, postfix, INFECTED), 5, "the client is let in again")
 
 
+def test_a_firewall_that_flushes_all_rules_leaves_ours(site: Site) -> None:
+    machine = site.machine
+
+    def rules() -> str:
+        return machine.run(["systemctl", "is-active", "smtp-gated-rules"], check=False).stdout.strip()
+
+    assert "flush ruleset" in machine.run(["cat", "/etc/nftables.conf"]).stdout
+    # It takes its time, as it may with many rules.
+    slow = "install -d $0 && printf '[Service]\\nExecStartPre=sleep 2\\n' > $0/slow.conf"
+    machine.run(["sh", "-c", slow, "/etc/systemd/system/nftables.service.d"])
+    machine.run(["systemctl", "daemon-reload"])
+    machine.run(["systemctl", "enable", "--now", "nftables"])
+    machine.run(["systemctl", "restart", "smtp-gated-rules"])
+    for how in ("reload", "restart"):
+        machine.run(["systemctl", how, "nftables"])
+        wait_until(lambda: rules() == "active", 30, f"rules after {how}")
+        is_green(machine)
+    machine.reboot()
+    wait_until(lambda: condition(machine) == "active", 60, "the gateway")
+    is_green(machine)
+    machine.run(["systemctl", "disable", "--now", "nftables"])
+    machine.run(["rm", "-r", "/etc/systemd/system/nftables.service.d"])
+    machine.run(["systemctl", "daemon-reload"])
+    machine.run(["systemctl", "start", "smtp-gated-rules"])
+    is_green(machine)
+
+
 def test_a_changed_option_is_taken_over_without_a_restart(
     site: Site, administrator: Administrator, load: Load
 ) -> None:
