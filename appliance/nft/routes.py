@@ -8,6 +8,7 @@ import errno
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -26,6 +27,7 @@ _LOCAL = 2  # the type of a route
 _HOST = 254  # the scope of local routes
 _INVERTED = 2  # the flag of a rule with a not
 _ALL_BITS = 0xFFFFFFFF
+_IPV6_OFF = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
 _OF_THE_SYSTEM = {253: "default", 254: "main", 255: "local"}
 
 
@@ -72,12 +74,18 @@ def wanted(config: Config) -> list[Entry]:
 
 
 def conflicts(config: Config) -> Iterator[str]:
-    """Tell for what else the mark and the table are used, each with what to do."""
+    """Tell for what else the mark and the table are used, or that there is no IPv6; each with what to do."""
     if "tproxy" not in config.mode:
         return
     if config.route_table in _OF_THE_SYSTEM:
         name = _OF_THE_SYSTEM[config.route_table]
         yield f"route_table {config.route_table} is the system's table {name}; choose another"
+        return
+    if 6 in versions(config) and _has_no_ipv6():
+        yield (
+            f"bind_address {config.bind_address} serves IPv6, which is turned off here (sysctl "
+            "net.ipv6.conf.lo.disable_ipv6); turn it on, or bind to an IPv4 address such as 0.0.0.0"
+        )
         return
     with IPRoute() as netlink:
         for version in versions(config):
@@ -93,6 +101,11 @@ def conflicts(config: Config) -> Iterator[str]:
             others = [route for route in _routes(netlink, version) if not _is_ours(route)]
             if any(_table(route, "RTA_TABLE") == config.route_table for route in others):
                 yield f"route_table {config.route_table} has other routes of IPv{version}; choose another"
+
+
+def _has_no_ipv6() -> bool:
+    """Tell whether the loopback interface, where all our routes lead, has no IPv6."""
+    return not _IPV6_OFF.exists() or _IPV6_OFF.read_text().strip() != "0"
 
 
 def before_ours() -> Iterator[str]:

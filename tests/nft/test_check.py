@@ -175,6 +175,11 @@ NAT = (
         (TPROXY, "ip -6 rule add from 2001:db8::1 lookup 100", "route_table 100 is used by ip -6 rule"),
         (TPROXY, "ip route add 192.0.2.0/24 dev lan table 100", "route_table 100 has other routes of IPv4"),
         (TPROXY + "route_table 254\n", "", "route_table 254 is the system's table main"),
+        (
+            TPROXY,
+            "sysctl -qw net.ipv6.conf.all.disable_ipv6=1",
+            "bind_address :: serves IPv6, which is turned",
+        ),
     ],
 )
 def test_up_refuses_what_cannot_work(tmp_path: Path, configuration: str, command: str, reason: str) -> None:
