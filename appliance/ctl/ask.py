@@ -55,6 +55,13 @@ def ask(context: Context, do: str, **more: object) -> dict[str, Any]:
     return answer
 
 
+class _Answer(dict[str, Any]):
+    """What the gateway tells; that of another release may tell something else."""
+
+    def __missing__(self, key: str) -> Any:
+        raise CtlError(f"the gateway does not tell {key}: it is of another version; restart it")
+
+
 def _absence(config: Config, context: Context) -> str:
     """Say that nobody answers, and what that means."""
     where = f"control_socket {config.control_socket} of {context.config_path}"
@@ -81,7 +88,7 @@ def _line(sock: socket.socket) -> bytes:
 
 def _parsed(line: bytes) -> dict[str, Any]:
     try:
-        answer = json.loads(line)
+        answer = json.loads(line, object_hook=_Answer)
     except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):

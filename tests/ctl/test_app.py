@@ -159,6 +159,8 @@ def test_help_names_the_exit_codes(tool: Tool) -> None:
         (b"x" * 3000, "the gateway's answer has no end"),
         (b'{"error": "\\u001b[31m", "code": "busy"}\n', "the gateway refuses: ?[31m"),
         (b'{"error": "too many", "code": "busy"}\n', "the gateway refuses: too many"),
+        (b'{"error": "too many"}\n', "the gateway does not tell code: it is of another version"),
+        (b'{"columns": []}\n', "the gateway does not tell rows: it is of another version; restart it"),
         (None, "no answer within 0 s"),
     ],
 )
