@@ -28,7 +28,13 @@ def appliance_ctl(
     context: typer.Context,
     config: Annotated[
         Path,
-        typer.Option("--config", metavar="FILE", help=f"Instead of {DEFAULT_FILE}.", show_default=False),
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help=f"Instead of {DEFAULT_FILE}.",
+            show_default=False,
+            readable=False,  # who reads it tells, with the exit code of a bad file
+        ),
     ] = DEFAULT_FILE,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON, no tables.", show_default=False)
@@ -51,7 +57,7 @@ def _share_options(group: click.Command) -> None:
             click.Option(
                 ["--config"],
                 metavar="FILE",
-                type=click.Path(path_type=Path),
+                type=click.Path(path_type=Path, readable=False),
                 expose_value=False,
                 hidden=True,
                 callback=_set_config,

@@ -65,7 +65,13 @@ def smtp_gated(
     version: Annotated[bool, typer.Option("-v", help="Print the version.")] = False,
     with_features: Annotated[bool, typer.Option("-V", help="Print the version and features.")] = False,
     file: Annotated[
-        Path, typer.Argument(metavar="[FILE]", help=f"Instead of {DEFAULT_FILE}.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="[FILE]",
+            help=f"Instead of {DEFAULT_FILE}.",
+            show_default=False,
+            readable=False,  # a file that is not ours to read is as bad as one with errors, not wrong usage
+        ),
     ] = DEFAULT_FILE,
 ) -> int:
     """Start the SMTP gateway, or do one of these things instead."""

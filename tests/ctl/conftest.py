@@ -47,8 +47,12 @@ class Tool:
         self.file.write_text("".join(f"{name} {value}\n" for name, value in self.options.items()))
 
     def __call__(self, *arguments: str) -> Done:
+        return self.of(self.file, *arguments)
+
+    def of(self, file: Path, *arguments: str) -> Done:
+        """Run a command with another configuration file."""
         self._capsys.readouterr()
-        code = main(["--config", str(self.file), *arguments])
+        code = main(["--config", str(file), *arguments])
         out, err = self._capsys.readouterr()
         return Done(code, out, err)
 

@@ -145,6 +145,20 @@ def test_completion() -> None:
     assert done.stdout.split() == ["locks", "lock"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_configuration_of_somebody_else(tool: Tool, behind: bool) -> None:
+    closed = tool.home / "closed"
+    closed.touch(0o600)
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        done = tool("locks", "--config", str(closed)) if behind else tool.of(closed, "locks")
+        told = f"appliance-ctl: {closed}: cannot be read: Permission denied\n"
+        os._exit((done.code, done.err) != (2, told))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_help_names_the_exit_codes(tool: Tool) -> None:
     done = tool("--help")
     assert done.code == 0

@@ -1,8 +1,11 @@
 """The command line as init scripts use it: what it prints where, and its exit codes."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -80,6 +83,23 @@ def test_no_file(tmp_path: Path) -> None:
     code, out, err = run("-t", tmp_path / "none")
     assert (code, out) == (2, "")
     assert err == f"smtp-gated: {tmp_path}/none: cannot be read: No such file or directory\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize("letter", ["-t", "-f", "-K"])
+def test_a_file_of_somebody_else(letter: str, file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own are closed to other users
+        Path(name).chmod(0o755)
+        closed = Path(shutil.copy(file, name))
+        closed.chmod(0o600)
+        child = os.fork()
+        if child == 0:  # nobody may be unable to start the program itself
+            os.setuid(65534)
+            code = cli.main([letter, str(closed)])
+            sys.stderr.flush()
+            os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    assert capfd.readouterr() == ("", f"smtp-gated: {closed}: cannot be read: Permission denied\n")
 
 
 @pytest.mark.parametrize("arguments", [["-x"], ["-C"], ["-t", "-K"], ["-t", "a", "b"], ["--help"]])
