@@ -50,7 +50,7 @@ def refusal(visit: Visit) -> str | None:
         board.add(Counter.REJECT_OTHER)
         log.warning("REJECT:MAX_CONNECTIONS", **visit.who(), sessions=sessions)
         return config.msg_max_reached
-    if config.max_load and service.load() > config.max_load:
+    if config.max_load > 0 and service.load() > config.max_load:
         board.add(Counter.REJECT_OTHER)
         log.warning("REJECT:LOAD", **visit.who(), load=f"{service.load():.2f}")
         return config.msg_system_load

@@ -192,7 +192,7 @@ class Message:
         if scanner is None:
             return None
         load = self._service.load()
-        busy = bool(config.spam_max_load) and load > config.spam_max_load
+        busy = 0 < config.spam_max_load < load
         if busy or copy.dropped or copy.size > config.spam_max_size:
             log.info("SPAM:SKIPPED", **who, size=copy.size, load=f"{load:.2f}")
             return None

@@ -58,7 +58,7 @@ def _refusal(address: str, service: Service) -> list[str] | None:
     total, own = service.board.total(Counter.SESSIONS), service.clients.sessions(address)
     if config.max_connections and total >= config.max_connections:
         return ["max_connections", f"{total} of {config.max_connections} are open", config.msg_max_reached]
-    if config.max_load and (load := service.load()) > config.max_load:
+    if config.max_load > 0 and (load := service.load()) > config.max_load:
         return ["max_load", f"the load is {load:.2f}, {config.max_load:g} allowed", config.msg_system_load]
     if config.max_per_host and own >= config.max_per_host:
         return ["max_per_host", f"it has {own} of {config.max_per_host} open", config.msg_max_per_host]

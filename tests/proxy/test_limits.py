@@ -62,7 +62,7 @@ def test_sessions_of_all_clients_count_and_one_that_leaves_makes_room(inside: In
 @pytest.mark.option("max_load")
 def test_load_is_only_minded_above_the_limit(inside: Inside) -> None:
     before = inside.board.total(Counter.REJECT_OTHER)
-    for limit in (0, 100_000):
+    for limit in (0, -1, 100_000):
         inside.use(max_load=limit)
         inside.session().close()
     inside.use(max_load=BEHIND_LOAD)
@@ -180,7 +180,7 @@ def test_spam_is_not_looked_for_at_a_high_load(inside: Inside) -> None:
         "spam_max_size": 1000,
         "lock_duration": 0,
     }
-    for limit in (0, 100_000):
+    for limit in (0, -1, 100_000):
         inside.use(**options, spam_max_load=limit)
         assert inside.send(SPAM).startswith("550 ")
     inside.use(**options, spam_max_load=BEHIND_LOAD)
