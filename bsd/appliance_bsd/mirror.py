@@ -32,7 +32,12 @@ class Mirror:
     def __init__(self, config: Config, table: PfTable, log: Log) -> None:
         uid = privileges.identity(config.set_user, config.set_group).uid
         self._locks = LockDirectory(
-            config.outside(config.lock_path), config.lock_perm, config.lock_duration, uid, lambda _: None
+            config.outside(config.lock_path),
+            config.lock_perm,
+            config.lock_duration,
+            uid,
+            lambda _: None,
+            config.trusted_clients,
         )
         self._locking = config.lock_duration != 0
         self._table = table

@@ -24,10 +24,10 @@ from appliance_bsd.pf_table import TABLE, PfTable
 class Place:
     """A lock directory, a device with the table, and the mirror between them."""
 
-    def __init__(self, path: Path, device: Any, system: str, *, duration: int = 3600) -> None:
+    def __init__(self, path: Path, device: Any, system: str, *, duration: int = 3600, more: str = "") -> None:
         self.path = path / "lock"
         self.device = device
-        config = parse(f"lock_path {self.path}\nlock_duration {duration}\n")
+        config = parse(f"lock_path {self.path}\nlock_duration {duration}\n{more}\n")
         self.mirror = Mirror(
             config,
             PfTable(device, SYSTEMS[system], TABLE),
@@ -71,6 +71,13 @@ def test_only_locks_of_whole_clients_are_mirrored(place: Place) -> None:
         place.lock("10.0.0.10")
     place.mirror.look(0)
     assert place.held() == {"10.0.0.10" if os.geteuid() == 0 else "10.0.0.9"}
+
+
+def test_trusted_clients_are_not_shut_out(tmp_path: Path, pf_tables: Callable[..., Any], system: str) -> None:
+    place = Place(tmp_path, pf_tables(TABLE), system, more="trusted_clients 10.0.0.0/29,2001:db8::/64")
+    place.lock("10.0.0.5", "10.0.0.9", "2001:db8::5")
+    place.mirror.look(0)
+    assert place.held() == {"10.0.0.9"}
 
 
 def test_nothing_is_asked_while_nothing_changes_and_a_changed_table_heals(place: Place) -> None:
