@@ -1,5 +1,7 @@
 """What our commands have in common: help as plain text, which any terminal, pipe or page can show."""
 
+import io
+import sys
 from typing import Any
 
 import click
@@ -10,6 +12,12 @@ import typer.core
 typer.core.rich = None  # type: ignore[assignment,attr-defined]
 # In what is said of a wrong value it names an environment variable, None; no option of ours has one.
 typer.core.TyperOption.get_error_hint = click.Parameter.get_error_hint  # type: ignore[method-assign]
+
+
+def bear_all_letters(encoding: str | None = None) -> None:
+    """Let standard output take letters that the locale lacks; with `encoding`, as they are in that."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 def plain(*help_options: str, **settings: Any) -> typer.Typer:

@@ -12,7 +12,7 @@ from typing import Annotated
 import click
 import typer
 
-from appliance.commandline import plain
+from appliance.commandline import bear_all_letters, plain
 from appliance.config import ConfigError
 from appliance.ctl import configuration, explain, gateway, kernel, limits, locking, top
 from appliance.ctl.base import DEFAULT_FILE, Code, Context, CtlError, clean
@@ -80,6 +80,7 @@ def _set_json(context: click.Context, _: click.Parameter, value: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run appliance-ctl with the arguments, those of the process by default, and give its exit code."""
+    bear_all_letters()
     try:
         return int(command().main(arguments, prog_name="appliance-ctl", standalone_mode=False) or Code.DONE)
     except ConfigError as error:

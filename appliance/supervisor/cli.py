@@ -14,7 +14,7 @@ import click
 import typer
 
 from appliance import config as configuration
-from appliance.commandline import plain
+from appliance.commandline import bear_all_letters, plain
 from appliance.config import ConfigError
 from appliance.supervisor import features, remote
 
@@ -27,6 +27,7 @@ app = plain(add_completion=False)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run smtp-gated with the arguments, those of the process by default, and give its exit code."""
     command = typer.main.get_command(app)
+    bear_all_letters("utf-8")  # as the file has them, so that what is printed can be read again
     try:
         return int(command.main(arguments, prog_name="smtp-gated", standalone_mode=False) or DONE)
     except ConfigError as error:

@@ -139,6 +139,16 @@ def test_options_before_and_behind(tool: Tool) -> None:
     assert tool("locks", "--config", "/nonexistent").code == 2
 
 
+def test_letters_that_the_locale_lacks(tool: Tool) -> None:
+    tool.write(abuse="zażółć@example.test")
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [PROGRAM, "--config", tool.file, "config", "show"], env=ascii_only, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "za\\u017c\\xf3\\u0142\\u0107@example.test\n" in done.stdout
+
+
 def test_completion() -> None:
     asked = {"_APPLIANCE_CTL_COMPLETE": "complete_bash", "COMP_WORDS": "appliance-ctl lo", "COMP_CWORD": "1"}
     done = subprocess.run([PROGRAM], env=os.environ | asked, capture_output=True, text=True)

@@ -68,6 +68,16 @@ def test_a_bad_file(letter: str, file: Path) -> None:
     ]
 
 
+def test_letters_that_the_locale_lacks(file: Path) -> None:
+    with file.open("a") as more:
+        more.write("abuse zażółć@example.test\n")
+    done = subprocess.run(
+        [PROGRAM, "-t", file], capture_output=True, timeout=30, env=os.environ | {"PYTHONIOENCODING": "ascii"}
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert parse(done.stdout.decode()) == parse(file.read_text())
+
+
 def test_a_mode_that_is_not_here(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
