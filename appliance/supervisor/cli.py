@@ -64,7 +64,9 @@ def smtp_gated(
         bool, typer.Option("-T", help="The same, with all texts and allowed values.")
     ] = False,
     version: Annotated[bool, typer.Option("-v", help="Print the version.")] = False,
-    with_features: Annotated[bool, typer.Option("-V", help="Print the version and features.")] = False,
+    with_features: Annotated[
+        bool, typer.Option("-V", help="Print the version, the features and the name of FILE.")
+    ] = False,
     file: Annotated[
         Path,
         typer.Argument(
@@ -86,7 +88,7 @@ def smtp_gated(
         "-t": (test, lambda: _print_config(file, messages=False)),
         "-T": (test_all, lambda: _print_config(file, messages=True)),
         "-v": (version, _print_version),
-        "-V": (with_features, _print_features),
+        "-V": (with_features, lambda: _print_features(file)),
     }
     chosen = [letter for letter, (given, _) in actions.items() if given]
     if len(chosen) > 1:
@@ -142,10 +144,11 @@ def _print_version() -> int:
     return DONE
 
 
-def _print_features() -> int:
+def _print_features(file: Path) -> int:
     _print_version()
     for name, value in features.features():
         print(f"  {name:<16} : {value}")
+    print(f"  {'CONFIG_FILE':<16} : {file.absolute()}")
     return DONE
 
 

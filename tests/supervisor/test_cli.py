@@ -139,6 +139,7 @@ def test_version_and_features() -> None:
     features = dict(re.findall(r"^  (\w+) +: (.+)$", "".join(lines), re.MULTILINE))
     assert len(features) == len(lines)
     assert {"fixed", "getsockname"} <= set(features["USE_NAT"].split())
+    assert lines[-1] == "  CONFIG_FILE      : /etc/smtp-gated.conf\n"
     assert {"PYTHON", "UVLOOP", "IPV6", "TPROXY", "CLAMD", "MKSD", "SPAMASSASSIN"} <= set(features)
 
 
