@@ -15,7 +15,7 @@ from pathlib import Path
 
 from appliance import process
 from appliance.bpf import steering
-from appliance.config import OPTIONS, Config, ConfigError, load
+from appliance.config import OPTIONS, Config, ConfigError, check, load
 from appliance.log import Log
 from appliance.notify import notify, watchdog_interval
 from appliance.proxy.doorway import queue_length
@@ -202,6 +202,10 @@ class Supervisor:
         late = [name for name, option in OPTIONS.items() if option.restart and self._differs(fresh, name)]
         values = {name: getattr(self.config if name in late else fresh, name) for name in OPTIONS}
         effective = Config(values, fresh.warnings)
+        # The file is right by itself, but not all of it takes effect: what it leaves out may be needed still.
+        if errors := list(check.errors(effective, self._modes, complete=True)):
+            waiting = f"a restart is needed, until which the file does not fit these: {' '.join(late)}"
+            return [*(f"option {name}: {why}" for name, why in errors), waiting], []
         if obstacles := checks.obstacles(effective):
             return obstacles, []
         self.config = effective

@@ -96,6 +96,21 @@ def test_what_needs_a_restart_is_named_and_waits(program: Gateway) -> None:
             client.greet()
 
 
+def test_a_file_that_works_only_after_a_restart_changes_nothing(program: Gateway) -> None:
+    program.start()
+    workers = program.workers()
+    for name in ("fixed_server", "fixed_server_port"):
+        del program.options[name]
+    program.write(mode="getsockname", forbid_starttls="yes")
+    assert load(program.file)  # nothing wrong with it
+    program.signal(signal.SIGHUP)
+    program.wait_log("RELOAD:REFUSED a restart is needed, until which the file does not fit these: mode\n")
+    program.wait_log("RELOAD:REFUSED option fixed_server: not set; mode fixed needs ")
+    with Talk(program.connect()) as client:
+        assert client.greet().ask("STARTTLS").startswith("250")
+    assert program.workers() == workers
+
+
 @pytest.mark.option("proxy_name", "max_per_host", "forbid_starttls", "nat_header", "statefile")
 def test_new_sessions_have_the_new_options_and_old_ones_theirs(
     program: Gateway, server: ScriptedServer
