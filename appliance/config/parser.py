@@ -15,7 +15,7 @@ from appliance.config.config import NAMES, OPTIONS, Config
 from appliance.config.option import shown
 
 MAX_FILE = 1 << 20  # bytes
-MAX_LINE = 1 << 18  # characters: ten thousand networks fit, and a pattern of that length can be compiled
+MAX_LINE = 1 << 20  # characters: the networks of an option fit, one by one though the file has ranges
 MAX_PROBLEMS = 100
 
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")

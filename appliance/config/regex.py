@@ -12,6 +12,7 @@ import re2
 
 from appliance.config.option import Kind, shown
 
+_LONGEST = 1 << 18  # characters, of which RE2 says within seconds that they are too many
 _MEMORY = 1 << 20  # bytes for one expression, what it learns while searching included
 
 
@@ -40,6 +41,8 @@ class Regex(Kind[str]):
 
     def read(self, text: str) -> str:
         """Take an expression that compiles."""
+        if len(text) > _LONGEST:
+            raise ValueError(f"{shown(text)} is longer than {_LONGEST} characters")
         kind, part = _fault(text)
         if kind:
             where = _position(text, kind, part) + 1

@@ -120,7 +120,8 @@ ERRORS = [
     ),
     ("port 1\nabuse a\x00b", "<text>:2: a control character, which no option may contain"),
     ("abuse a\rb", "<text>:1: a control character"),
-    ("abuse " + "a" * 270_000, "<text>:1: longer than 262144 characters"),
+    ("abuse " + "a" * 1_050_000, "<text>:1: longer than 1048576 characters"),
+    ("regex_reject_helo " + "a" * 270_000, '..." is longer than 262144 characters; allowed is a regular'),
     ("mode fixed", "<text>: option fixed_server: not set; mode fixed needs the address of the mail server"),
     ("mode fixed+xclient", "<text>: option fixed_server: not set; mode fixed+xclient needs the address"),
     (

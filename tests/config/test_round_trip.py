@@ -111,6 +111,13 @@ def test_the_defaults_parse_back() -> None:
     assert parse(dump(Config(), messages=True)).warnings == ()
 
 
+def test_ranges_parse_back_one_network_after_the_other() -> None:
+    whole = "2001:db8:{0:x}:ffff:ffff:ffff:ffff:1-2001:db8:{0:x}:ffff:ffff:ffff:ffff:fffe"
+    config = parse("trusted_clients " + ",".join(whole.format(number) for number in range(0x1000, 0x1222)))
+    assert len(config.trusted_clients) == 16380  # of 16384 that there may be
+    assert parse(config.text()) == config
+
+
 lines = st.one_of(
     st.text(),
     st.builds("{} {}".format, st.sampled_from(list(OPTIONS)), st.text()),
