@@ -5,6 +5,7 @@ runs to `remote.py`. What it prints and the codes it exits with are an interface
 work is done here.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ app = plain(add_completion=False)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run smtp-gated with the arguments, those of the process by default, and give its exit code."""
     command = typer.main.get_command(app)
+    _fill_standard_files()
     bear_all_letters("utf-8")  # as the file has them, so that what is printed can be read again
     try:
         return int(command.main(arguments, prog_name="smtp-gated", standalone_mode=False) or DONE)
@@ -37,6 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.UsageError as error:
         _tell(f"{error.format_message()} (smtp-gated -h lists the options)")
         return BAD_USAGE
+
+
+def _fill_standard_files() -> None:
+    """Open what init scripts have closed of 0 to 2, or other files would get these numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number is this one
 
 
 def _help(context: typer.Context, wanted: bool) -> None:

@@ -174,6 +174,23 @@ def test_the_command_returns_when_mail_is_served(gateway: Gateway) -> None:
     assert (again.returncode, "no gateway is running" in again.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("argument", ["", "-f"])
+def test_standard_files_may_be_closed(gateway: Gateway, argument: str, closed: str) -> None:
+    command = f"exec {PROGRAM} {argument} {gateway.file} {closed}"
+    started = subprocess.Popen(["/bin/sh", "-c", command])
+    if not argument:
+        assert started.wait(20) == 0
+    wait_until(lambda: gateway.pid() is not None)
+    wait_until(lambda: len(gateway.workers()) == 2)
+    gateway.session().close()
+    for pid in (gateway.pid(), *gateway.workers()):
+        assert str(Path(f"/proc/{pid}/fd/2").readlink()) == "/dev/null"
+    assert gateway.run("-K").returncode == 0
+    wait_until(lambda: gateway.pid() is None)
+    started.wait(20)
+
+
 @pytest.mark.parametrize("arguments", [[], ["-f"]])
 def test_a_failed_start_says_why_in_one_line(gateway: Gateway, arguments: list[str]) -> None:
     gateway.write(spool_path="/nowhere/at/all")
