@@ -143,7 +143,13 @@ def _print_record(file: Path, client: str) -> int:
 
 def _print_config(file: Path, *, messages: bool) -> int:
     modes = features.modes()
-    config = configuration.load(file, modes=modes)
+    try:
+        config = configuration.load(file, modes=modes)
+    except ConfigError:
+        if messages:  # whoever got an option wrong asks which there are
+            print("# The file cannot be used. These are the defaults.")
+            print(configuration.dump(configuration.Config(), messages=True, modes=modes), end="", flush=True)
+        raise
     for warning in config.warnings:
         _tell(f"warning: {warning}")
     print(configuration.dump(config, messages=messages, modes=modes), end="")

@@ -68,6 +68,19 @@ def test_a_bad_file(letter: str, file: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("text", ["mode fixed\nfoo 1\n", None])
+def test_all_options_are_listed_although_the_file_is_bad(file: Path, text: str | None) -> None:
+    file.unlink()
+    if text:
+        file.write_text(text)
+    code, out, err = run("-T", file)
+    assert code == 2
+    assert err.startswith(f"smtp-gated: {file}:")
+    first, rest = out.split("\n", 1)
+    assert first == "# The file cannot be used. These are the defaults."
+    assert rest == dump(parse(""), messages=True, modes=lookup.modes())
+
+
 def test_letters_that_the_locale_lacks(file: Path) -> None:
     with file.open("a") as more:
         more.write("abuse zażółć@example.test\n")
