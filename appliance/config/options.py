@@ -12,6 +12,7 @@ from appliance.config.network import IP, Port
 from appliance.config.option import Bool, Enum, File, Flags, Float, Int, Maybe, Octal, Option, Text, UInt
 
 ANY = IPv4Address("0.0.0.0")  # noqa: S104 - what the option means by default, not a socket
+INT_MAX = 2**31 - 1  # of listen(2); in seconds, years for which a calendar has dates
 RUN = Path("/var/run/smtp-gated")
 SPOOL = Path("/var/spool/smtp-gated")
 
@@ -77,7 +78,7 @@ class MainOptions:
         restart=True,
     )
     connect_queue = Option(
-        Int(0),
+        Int(0, INT_MAX),
         16,
         "How many connections the kernel keeps waiting until they are accepted; never fewer than 1024.",
     )
@@ -159,7 +160,7 @@ class LockOptions:
         example="virus,spam",
     )
     lock_duration = Option(
-        Int(-1),
+        Int(-1, INT_MAX),
         3600,
         "How long a lock lasts, in seconds; 0 never locks, -1 locks until unlocked by hand.",
         example="86400",

@@ -114,6 +114,8 @@ ERRORS = [
         '"a{2,1}" is no regular expression: invalid repetition size at position 2; ',
     ),
     ("regex_reject_helo " + "(" * 5000, "is no regular expression: missing ) at position 5001; "),
+    ("connect_queue 2147483648", " is too large; allowed is a whole number from 0 to 2147483647"),
+    ("lock_duration 2147483648", " is too large; allowed is a whole number from -1 to 2147483647"),
     (
         "workers 257",
         '<text>:1: option workers: "257" is too large; allowed is auto, or a whole number from 1 to 256',
