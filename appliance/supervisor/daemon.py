@@ -18,6 +18,7 @@ from appliance.bpf import steering
 from appliance.config import OPTIONS, Config, ConfigError, check, load
 from appliance.log import Log
 from appliance.notify import notify, watchdog_interval
+from appliance.privileges import PrivilegeError, identity
 from appliance.proxy.doorway import queue_length
 from appliance.proxy.scoreboard import Scoreboard
 from appliance.supervisor import checks, status
@@ -242,9 +243,15 @@ class Supervisor:
             board=self.board,
         )
         try:
-            status.write(self.config.statefile, self.config.statefile_perm, status.render(forms, facts))
+            # As it was when the whole daemon was set_user: those of its group may read it.
+            who = identity(self.config.set_user, self.config.set_group)
+            owner = (who.uid, who.gid) if os.geteuid() == 0 else None
+            text = status.render(forms, facts)
+            status.write(self.config.statefile, self.config.statefile_perm, text, owner)
         except OSError as error:
             self._log.err("STATUS:FAILED", file=self.config.statefile, why=error.strerror)
+        except PrivilegeError as error:
+            self._log.err("STATUS:FAILED", file=self.config.statefile, why=error)
 
     async def _watchdog(self) -> None:
         interval = watchdog_interval()

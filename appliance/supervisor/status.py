@@ -97,13 +97,19 @@ def render(forms: Collection[str], facts: Facts) -> str:
     )
 
 
-def write(path: Path, permissions: int, text: str) -> None:
-    """Put a file with exactly these permissions in the place of the old one, in one step. Raises OSError."""
+def write(path: Path, permissions: int, text: str, owner: tuple[int, int] | None = None) -> None:
+    """Put a file with exactly these permissions in the place of the old one, in one step. Raises OSError.
+
+    `owner` are the numbers of another user and group whose it shall be, which takes root.
+    """
     fd, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with open(fd, "w", encoding="ascii") as file:  # noqa: PTH123 - a descriptor, not a path
             file.write(text)
             os.fchmod(fd, permissions)
+            if owner:
+                with contextlib.suppress(PermissionError):  # a root that may not is served as well
+                    os.fchown(fd, *owner)
         os.rename(aside, path)  # noqa: PTH104 - both are paths of text
     except BaseException:
         with contextlib.suppress(OSError):

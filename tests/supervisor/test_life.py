@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pwd
 import re
 import signal
 import socket
@@ -342,7 +343,10 @@ def test_status(gateway: Gateway) -> None:
     assert int(fields[1]) in gateway.workers()
     assert fields[5].startswith("127.0.0.7:")
     assert gateway.run("-S").stdout == f"{gateway.home}/run/state\n"
-    assert (gateway.home / "run/state").stat().st_mode & 0o777 == 0o660
+    state = (gateway.home / "run/state").stat()
+    assert state.st_mode & 0o777 == 0o660
+    if "set_user" in gateway.options:
+        assert (state.st_uid, state.st_gid) == pwd.getpwnam(gateway.options["set_user"])[2:4]
 
 
 def test_a_worker_that_hangs_is_shown_as_such(gateway: Gateway) -> None:
