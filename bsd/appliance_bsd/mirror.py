@@ -93,7 +93,7 @@ def _whole_client(name: str) -> set[IPAddress]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Mirror the locks until SIGTERM or SIGINT; 0, 1 when pf cannot be used, 2 with a bad file."""
+    """Mirror the locks until SIGTERM, SIGHUP or SIGINT; 0, 1 when pf cannot be used, 2 with a bad file."""
     parser = argparse.ArgumentParser(prog="appliance-pf-mirror", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", type=Path, help="the gateway's configuration file")
     parser.add_argument("--table", default=TABLE, help="the name of the table (%(default)s)")
@@ -126,7 +126,8 @@ def _run(mirror: Mirror, pause: Callable[[float], object] = time.sleep) -> None:
     def end(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, end)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal is closed, or a reload wished for
+        signal.signal(number, end)
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             began = time.monotonic()

@@ -116,7 +116,8 @@ def test_what_fails_is_told_once_and_tried_again(place: Place, capfd: pytest.Cap
     assert "MIRROR:FAILED" in capfd.readouterr().err
 
 
-def test_the_end_lets_everybody_in(place: Place) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_end_lets_everybody_in(place: Place, number: signal.Signals) -> None:
     place.lock("10.0.0.5")
     seen = []
 
@@ -124,13 +125,14 @@ def test_the_end_lets_everybody_in(place: Place) -> None:
         assert 1 <= seconds < 10
         seen.append(place.held())
         if len(seen) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
     try:
         mirror._run(place.mirror, pause)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     assert seen == [{"10.0.0.5"}] * 2
     assert place.held() == set()
 
