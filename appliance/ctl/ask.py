@@ -26,9 +26,7 @@ def ask(context: Context, do: str, **more: object) -> dict[str, Any]:
     config = context.config()
     path = config.control_socket
     if path is None:
-        raise CtlError(
-            f"{context.config_path} has no control_socket: set one, and restart the gateway", Code.DOWN
-        )
+        raise CtlError(f"{context.config_path} has no control_socket: set one, and restart the gateway")
     try:
         with socket.socket(socket.AF_UNIX) as sock:
             # A full queue is waited for by the kernel alone, and not where Python has set a timeout.

@@ -127,7 +127,7 @@ class Requests:
 
     async def _clients(self, request: Request) -> Answer:
         by, most = request.get("by", TALLIES[0]), request.get("most", 20)
-        if by not in TALLIES or not isinstance(most, int) or not 0 < most <= _MOST_CLIENTS:
+        if by not in TALLIES or type(most) is not int or not 0 < most <= _MOST_CLIENTS:
             raise Refused(f"by is one of {' '.join(TALLIES)}, most at most {_MOST_CLIENTS}", "usage")
         workers = [worker for _, worker in self._gateway.workers.all()]
         answers = await asyncio.gather(
