@@ -378,6 +378,9 @@ class Connection(Relay):
             left = float(limit)  # the checks have timeouts of their own
         if left > 0:
             self._arm(left)
+        elif session and session.introducing:
+            self.note_end("timeout")
+            session.server_eof()  # whatever keeps it from being introduced, the client is told
         else:
             self.end("timeout")
 

@@ -183,6 +183,22 @@ def test_a_spam_scanner_that_does_not_come_to_an_end(inside: Inside, scanner: Pa
     inside.wait_log("SPAM:TIMEOUT")
 
 
+@pytest.mark.option("timeout_idle", "msg_fixed_xclient_fail")
+@pytest.mark.parametrize("point", ["connect", "EHLO", "XCLI"])
+def test_a_server_silent_at_the_introduction_is_played_by_the_gateway(inside: Inside, point: str) -> None:
+    def offer(talk: Talk) -> bool:
+        talk.say("250-mail.example.test", "250 XCLIENT ADDR")
+        return True
+
+    inside.use(timeout_idle=1, mode="fixed+xclient", msg_fixed_xclient_fail="not introduced")
+    inside.server.hooks["EHLO"] = offer
+    inside.server.hooks[point] = mute
+    with inside.connect() as client:
+        begin = time.monotonic()
+        assert client.greet().ask("MAIL FROM:<a@b>").endswith("not introduced")
+        assert NOT_YET < time.monotonic() - begin < SOON
+
+
 @pytest.mark.option("timeout_idle", "timeout_connect")
 @pytest.mark.parametrize(
     ("point", "connecting"), [("connect", 0), ("connect", 30), ("EHLO", 30), ("DATA", 30), ("end", 30)]

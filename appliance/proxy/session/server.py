@@ -71,9 +71,14 @@ class Session(ClientSide):
         if self.phase not in _SERVER_GONE:
             self._fail()
 
+    @property
+    def introducing(self) -> bool:
+        """Whether the server has yet to take the introduction by XCLIENT."""
+        return bool(self._awaited) and self._awaited[0][0] in _XCLIENT
+
     def _fail(self) -> None:
         """The server is gone, or makes no sense."""
-        if self._awaited and self._awaited[0][0] in _XCLIENT:
+        if self.introducing:
             self._xclient_failed()
         else:
             self.end()
