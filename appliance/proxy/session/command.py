@@ -48,8 +48,10 @@ _BEFORE: Final = (
     rb'(?>(?:[^"< \t]++|[ \t]++(?>(?:(?:AUTH|ENVID|ORCPT)=[^ \t\r\n]*+)?)|'
     rb"%b|<(?=%b<))*)" % (_QUOTED, _INSIDE)
 )
+# As nearly everybody writes it, or else as somebody may.
 _PATH: Final = re.compile(
-    rb"[^:]*+:(?:%b<(%b)>|[ \t\v\f]*+([^ \t\v\f\r\n]*+))" % (_BEFORE, _INSIDE), re.IGNORECASE
+    rb'[^:]*+:(?:<([^"<>]*+)>|%b<(%b)>|[ \t\v\f]*+([^ \t\v\f\r\n]*+))' % (_BEFORE, _INSIDE),
+    re.IGNORECASE,
 )
 _BDAT: Final = re.compile(rb"[ \t]*BDAT[ \t]+([0-9]{1,15})([ \t]+LAST)?[ \t]*[\r\n]*", re.IGNORECASE)
 
@@ -57,7 +59,7 @@ _BDAT: Final = re.compile(rb"[ \t]*BDAT[ \t]+([0-9]{1,15})([ \t]+LAST)?[ \t]*[\r
 def path(line: bytes) -> bytes:
     """Give the address of a MAIL or RCPT line: what stands in angle brackets, or else the first word."""
     found = _PATH.match(line)
-    return (found[1] or found[2] or b"").strip() if found else b""
+    return found[found.lastindex or 0].strip() if found else b""
 
 
 def argument(line: bytes) -> bytes:
