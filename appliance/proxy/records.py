@@ -12,6 +12,8 @@ So an edit holds within a second, and no count is lost to it. Nothing here may r
 """
 
 import contextlib
+import fcntl
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -179,6 +181,8 @@ class Records:
             raise RecordsError(f"{error}; {self._remedy(error)}") from error
 
     def _connected(self) -> sqlite3.Connection:
+        if self._mode == "rwc":
+            self._begin_anew()
         address = f"file:{quote(str(self.path))}?mode={self._mode}"
         connection = sqlite3.connect(address, uri=True, timeout=_PATIENCE, isolation_level=None)
         try:
@@ -194,6 +198,23 @@ class Records:
             connection.close()
             raise
         return connection
+
+    def _begin_anew(self) -> None:
+        """Where the file was removed, remove what SQLite had beside it: it is none of a new file's.
+
+        Another worker may use it still, for as long as it knows no client and does not look. One at a time,
+        or a worker would remove what belongs to the new file of another.
+        """
+        with contextlib.suppress(OSError):  # SQLite says better what is wrong
+            directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX)
+                if not self.path.exists():
+                    for ending in ("-wal", "-shm"):
+                        self.path.with_name(f"{FILE}{ending}").unlink(missing_ok=True)
+                    self.path.touch(0o644)
+            finally:
+                os.close(directory)
 
     def _remedy(self, error: Exception) -> str:
         name = getattr(error, "sqlite_errorname", "")

@@ -1,10 +1,12 @@
 """8: the database of rate limits: many writers, edits from outside, files that are no database."""
 
+import multiprocessing
 import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,35 @@ def test_a_file_that_was_removed_is_made_anew(records: Records, tmp_path: Path) 
     records.save([row_of(used())])
     edited = records.set_quotas(CLIENT, {}, LIMITS)
     assert [edit.edited for edit in records.save([])] == [edited.edited]
+
+
+def hold_open(directory: Path, opened: Event, done: Event) -> None:
+    """Be a worker that has met a client once, and knows none now."""
+    with Records(directory, create=True) as records:
+        records.save([row_of(used("192.0.2.9"))])
+        opened.set()
+        done.wait()
+
+
+def test_a_file_that_was_removed_alone_is_made_anew_while_an_idle_worker_has_it_open(
+    records: Records, tmp_path: Path
+) -> None:
+    opened, done = multiprocessing.Event(), multiprocessing.Event()
+    idle = multiprocessing.Process(target=hold_open, args=(tmp_path, opened, done))
+    idle.start()
+    try:
+        assert opened.wait(10)
+        records.save([row_of(used())])
+        (tmp_path / FILE).unlink()
+        assert records.get(CLIENT) is None
+        records.save([row_of(used())])
+    finally:
+        done.set()
+        idle.join()
+    assert records.get(CLIENT)
+    with closing(sqlite3.connect(tmp_path / FILE)) as database:
+        assert database.execute("SELECT client FROM records").fetchall() == [(CLIENT,)]
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_a_file_that_is_no_database_is_left_alone(records: Records, tmp_path: Path) -> None:
