@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
+from appliance.proxy.locks import lock_name
 from appliance.proxy.quota import NAMED, Limits, Record, Use
 
 FILE = "records.sqlite"
@@ -230,10 +231,11 @@ class Records:
 def name_of(client: str) -> str:
     """Give the name of a client's record: for an address, an address and `-ident`, or a path that ends so."""
     last = client.rpartition("/")[2]
-    address, dash, ident = last.partition("-")
-    with contextlib.suppress(ValueError):
-        address = str(ip_address(address))
-    return f"{address}{dash}{ident}"
+    address, _, ident = last.partition("-")
+    try:
+        return lock_name(str(ip_address(address)), ident)
+    except ValueError:
+        return last
 
 
 def row_of(record: Record) -> Row:

@@ -53,6 +53,7 @@ def test_what_is_written_is_read(records: Records, tmp_path: Path) -> None:
         ("/var/spool/smtp-gated/ratelimit/192.0.2.7", "192.0.2.7"),
         ("192.0.2.7-bob-x", "192.0.2.7-bob-x"),
         ("/a/2001:DB8:0::1-bob", "2001:db8::1-bob"),
+        ("198.51.100.1-10.77.1.5", "198.51.100.1-10_77_1_5"),
         ("nobody", "nobody"),
     ],
 )
