@@ -34,6 +34,8 @@ from appliance.supervisor.pidfile import PidFile
 from appliance.supervisor.requests import Requests
 from appliance.supervisor.workers import Workers
 
+_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
 
 def run(config_path: Path, foreground: bool) -> int:
     """Run the gateway with a configuration file; give the exit code, 0 or 1, reasons told on stderr.
@@ -88,6 +90,8 @@ def _start(path: Path, config: Config, log: Log, ready: Callable[[], None] | Non
         if ready:
             print(f"smtp-gated: warning: {line}", file=sys.stderr)
     _allow_descriptors(checks.descriptors(config))
+    # From here on smtp-gated -r finds this process: what it sends waits until there are handlers for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     pidfile = PidFile(config.pidfile)
     try:
         asyncio.run(Supervisor(path, config, log, stderr=stderr).run(ready or (lambda: None)))
@@ -126,6 +130,7 @@ class Supervisor:
         self._fanout = FanOut(config, self.workers, log, self._mirroring.renew)
         self.started = self.restarted = time.time()
         self.ending = False
+        self._ready = False
         self._status_wanted = asyncio.Event()
         requests = Requests(self, log)
         self._doors: list[ControlSocket | MetricsServer] = []
@@ -143,6 +148,7 @@ class Supervisor:
             for door in self._doors:
                 await door.open()
             ready()
+            self._ready = True
             notify("READY=1")
         chores = [
             asyncio.create_task(chore())
@@ -161,6 +167,7 @@ class Supervisor:
             loop.add_signal_handler(number, self.end)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         loop.add_signal_handler(signal.SIGUSR1, self._status_wanted.set)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     def end(self, *, for_good: bool = False) -> None:
         """Accept no more and end with the last session; told twice, end all sessions at once.
@@ -184,7 +191,8 @@ class Supervisor:
         """Read the configuration file again; give problems, for which nothing changes, and warnings."""
         if self.ending:
             return ["the gateway is ending"], []
-        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        if self._ready:
+            notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             problems, warnings = self._take_over(load(self.path, modes=self._modes))
         except ConfigError as error:
@@ -195,7 +203,8 @@ class Supervisor:
             self._log.warning(line)
         if not problems:
             self._log.notice("RELOAD:DONE")
-        notify("READY=1")
+        if self._ready:
+            notify("READY=1")
         return problems, warnings
 
     def _take_over(self, fresh: Config) -> tuple[list[str], list[str]]:

@@ -381,6 +381,45 @@ def test_systemd_hears_of_it_all(gateway: Gateway, monkeypatch: pytest.MonkeyPat
     systemd.close()
 
 
+def start_and_signal(gateway: Gateway, number: signal.Signals) -> None:
+    """Start, and send a signal as soon as smtp-gated -r and -s find whom to send theirs to."""
+    with (gateway.home / "log").open("w") as log:
+        gateway.process = subprocess.Popen([PROGRAM, "-f", gateway.file], stderr=log, text=True)
+    while not (pid := gateway.pid()):
+        time.sleep(0.001)
+    os.kill(pid, number)
+
+
+def test_a_reload_while_it_starts_is_done_and_systemd_does_not_take_it_for_ready(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(gateway.home / "notify"))
+        systemd.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(gateway.home / "notify"))
+        start_and_signal(gateway, signal.SIGHUP)
+        gateway.wait_log("RELOAD:DONE")
+        gateway.wait_log("START ")
+        assert [systemd.recv(1000).partition(b"\n")[0] for _ in range(3)] == [b"FDSTORE=1"] * 2 + [b"READY=1"]
+        systemd.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            systemd.recv(1000)
+
+
+def test_a_status_that_is_wanted_while_it_starts_is_written(gateway: Gateway) -> None:
+    start_and_signal(gateway, signal.SIGUSR1)
+    wait_until(Path(gateway.options["statefile"]).exists)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT])
+def test_an_end_while_it_starts_leaves_nothing_behind(gateway: Gateway, number: signal.Signals) -> None:
+    start_and_signal(gateway, number)
+    assert gateway.process
+    assert gateway.process.wait(10) == 0
+    gateway.wait_log("STOP\n")
+    assert not Path(gateway.options["pidfile"]).exists()
+
+
 def test_workers_may_open_as_many_files_as_the_sessions_need(gateway: Gateway) -> None:
     gateway.write(max_connections="700")
     with (gateway.home / "log").open("w") as log:
