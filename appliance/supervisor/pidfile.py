@@ -29,7 +29,10 @@ class _Lock(ctypes.Structure):
 
 
 def holder(path: Path) -> int | None:
-    """Process number of the gateway that runs with this pid file; None = none does. Raises OSError."""
+    """Process number of the gateway that runs with this pid file; None = none does. Raises OSError.
+
+    0 or less: one does, but in another PID namespace, where this process cannot see it.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:

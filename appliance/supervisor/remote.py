@@ -46,6 +46,8 @@ def _signal(config: Config, number: signal.Signals) -> int:
         pid = pidfile.holder(config.pidfile)
         if pid is None:
             return _fail(f"no gateway is running with pidfile {config.pidfile}")
+        if pid <= 0:  # the kernel has no number for it here; to kill(2) these would be whole groups
+            return _fail(f"the gateway of pidfile {config.pidfile} is in another container; signal it there")
         os.kill(pid, number)
     except PermissionError:
         return _fail(f"the gateway of pidfile {config.pidfile} belongs to another user; try as root")

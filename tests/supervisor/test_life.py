@@ -156,6 +156,15 @@ def talks(client: socket.socket) -> bool:
     return client.recv(1000) == b"250 OK\r\n"
 
 
+def test_a_gateway_of_another_container_is_not_signalled(gateway: Gateway) -> None:
+    gateway.start()
+    words = ["unshare", "--pid", "--fork", PROGRAM, "-K", str(gateway.file)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, start_new_session=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "is in another container; signal it there" in done.stderr
+    assert talks(gateway.session())
+
+
 @pytest.mark.option("pidfile", "workers")
 def test_the_command_returns_when_mail_is_served(gateway: Gateway) -> None:
     done = gateway.run()
