@@ -339,7 +339,7 @@ class Connection(Relay):
             trns=session.transactions,
             rcpts=session.recipients,
             auth=session.auth,
-            time=f"{time.time() - self._visit.since:.0f}",
+            time=f"{time.monotonic() - self._visit.began:.0f}",
             **self._visit.who(),
         )
 
@@ -396,7 +396,7 @@ class Connection(Relay):
             )
             transactions = session.transactions
         state = self._inspection.waiting or state
-        rate = (self.client_bytes + self.server_bytes) * 8 / 1000 / max(time.time() - visit.since, 1)
+        rate = (self.client_bytes + self.server_bytes) * 8 / 1000 / max(time.monotonic() - visit.began, 1)
         return [
             *(self.slot, state, flags or "-", int(visit.since), str(visit.client), str(visit.target or "-")),
             *(transactions, self.client_bytes, self.server_bytes, round(rate), visit.ident or "-"),

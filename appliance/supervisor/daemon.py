@@ -129,6 +129,7 @@ class Supervisor:
         self._mirroring = Mirroring(config, log, stderr=stderr)
         self._fanout = FanOut(config, self.workers, log, self._mirroring.renew)
         self.started = self.restarted = time.time()
+        self._since = time.monotonic()
         self.ending = False
         self._ready = False
         self._status_wanted = asyncio.Event()
@@ -247,6 +248,7 @@ class Supervisor:
             restarted=self.restarted,
             sessions=await self.workers.sessions() if "slots" in forms else [],
             now=time.time(),
+            uptime=time.monotonic() - self._since,
             crashed=self.workers.crashed,
             bugs=self.workers.bugs,
             board=self.board,

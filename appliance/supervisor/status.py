@@ -65,7 +65,7 @@ _COUNTERS: dict[str, dict[str, Counter]] = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What a status tells; times are those of time.time().
+    """What a status tells; times are those of time.time(), which may be set; `uptime` is in seconds.
 
     `sessions` has the process number of each worker and its rows, None from one that did not answer.
     """
@@ -74,6 +74,7 @@ class Facts:
     started: float
     restarted: float
     now: float
+    uptime: float
     crashed: int
     bugs: int
     board: Scoreboard
@@ -122,7 +123,7 @@ def _human(facts: Facts) -> Iterator[str]:
     yield _line("Start time", time.ctime(facts.started))
     yield _line("Restart time", time.ctime(facts.restarted))
     yield _line("Dump time", time.ctime(facts.now))
-    yield _line("Uptime", _span(int(facts.now - facts.started)))
+    yield _line("Uptime", _span(int(facts.uptime)))
     yield _line("Children", "/".join(map(str, facts.children().values())))
     for label, counters in _COUNTERS.items():
         yield _line(label, "/".join(str(facts.board.total(counter)) for counter in counters.values()))
@@ -144,7 +145,7 @@ def _flat(facts: Facts) -> Iterator[str]:
     yield f"time.dump.unix: {facts.now:.0f}"
     yield f"time.start.unix: {facts.started:.0f}"
     yield f"time.restart.unix: {facts.restarted:.0f}"
-    yield f"uptime.ticks: {facts.now - facts.started:.0f}"
+    yield f"uptime.ticks: {facts.uptime:.0f}"
     for name, number in facts.children().items():
         yield f"{name}: {number}"
     for counters in _COUNTERS.values():
