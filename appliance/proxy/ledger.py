@@ -57,6 +57,8 @@ class Ledger:
             rows = [row_of(record) for record in self._dirty.values()]
             self._disk.submit(before.save, rows)
             self._disk.submit(before.close)
+            for record in self._recent.values():
+                record.stored = False  # sessions that hold it go on, but it is none of the new database
             self._recent.clear()
             self._dirty.clear()
         self._records = records

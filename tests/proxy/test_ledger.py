@@ -230,14 +230,21 @@ def test_another_directory(bench: Bench, tmp_path: Path) -> None:
     other.mkdir()
 
     async def scene() -> None:
-        bench.spend(await bench.fetch(), 3)
+        bench.spend(held := await bench.fetch(), 3)
         bench.serve(Config({"ratelimit_path": other, "ratelimit_period": 60}))
         assert bench.ledger.known(CLIENT) is None
-        assert (await bench.fetch()).used[Use.BYTES] == 0
+        fresh = await bench.fetch()
+        assert fresh.used[Use.BYTES] == 0
         assert bench.stored() == 3
+        bench.spend(fresh)
+        bench.spend(held)  # by a session that goes on
 
     run(bench, scene)
-    assert (other / FILE).exists()
+    assert bench.stored() == 3
+    with Records(other) as records:
+        found = records.get(CLIENT)
+    assert found
+    assert found.used[Use.BYTES] == 1
 
 
 def test_nothing_runs_where_nobody_is_known(bench: Bench) -> None:
