@@ -173,18 +173,21 @@ class Log:
         if not words.isprintable():
             words = plain(words)
         line = _as_json(level, words, fields) if self._json else _as_text(words, fields)
-        if self._stderr:
-            prefix = "" if self._json else f"{self._program}[{os.getpid()}]: {_NAMES[level]}: "
-            self._to_stderr(prefix.encode() + line)
-        if self._path is None:
-            return
+        if self._path is not None:
+            self._to_stderr(level, line)  # a copy
         if self.lost:
             told = f"{self.lost} log lines lost"
             line_lost = _as_json(syslog.LOG_WARNING, told, {}) if self._json else told.encode()
-            if self._send(self._datagram(syslog.LOG_WARNING, line_lost, told, {})):
+            if self._take(syslog.LOG_WARNING, line_lost, told, {}):
                 self.lost = 0
-        if self.lost or not self._send(self._datagram(level, line, words, fields)):
+        if self.lost or not self._take(level, line, words, fields):
             self.lost += 1
+
+    def _take(self, level: int, line: bytes, words: str, fields: dict[str, object]) -> bool:
+        """Hand a line to the target; False when it does not take it."""
+        if self._path is None:
+            return self._to_stderr(level, line)
+        return self._send(self._datagram(level, line, words, fields))
 
     def _datagram(self, level: int, line: bytes, words: str, fields: dict[str, object]) -> bytes:
         """Give what the target wants to receive for a line."""
@@ -201,17 +204,20 @@ class Log:
         more = "".join(f"{name}={value}\n" for name, value in told.items())
         return b"MESSAGE=" + line + b"\n" + more.encode()
 
-    def _to_stderr(self, line: bytes) -> None:
-        assert self._stderr is not None
+    def _to_stderr(self, level: int, line: bytes) -> bool:
+        if self._stderr is None:
+            return False
+        prefix = "" if self._json else f"{self._program}[{os.getpid()}]: {_NAMES[level]}: "
         try:
-            if self._stderr.poll(
-                0
-            ):  # a terminal stopped with ^S or a pipe nobody reads: rather lose the line
-                os.write(2, line + b"\n")
+            if not self._stderr.poll(0):  # a terminal stopped with ^S or a pipe nobody reads
+                return False
+            os.write(2, prefix.encode() + line + b"\n")
         except BlockingIOError:
-            pass
+            return False
         except OSError:
             self._stderr = None
+            return False
+        return True
 
     def _connect(self) -> None:
         if self._path is None:

@@ -142,6 +142,33 @@ def test_an_unread_stderr_does_not_stall(path: str) -> None:
             os.close(descriptor)
 
 
+@pytest.mark.option("log_target")
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_full_stderr_that_is_the_target_costs_lines_and_they_are_told(form: str) -> None:
+    reading, writing = os.pipe()
+    kept = os.dup(2)
+    try:
+        os.dup2(writing, 2)
+        log = Log("info", "daemon", stderr=False, target="stderr", form=form)
+        while not log.lost:
+            log.info("x" * 1000)
+        log.info("lost as well")
+        assert log.lost == 2
+        while len(os.read(reading, 65536)) == 65536:
+            pass
+        log.info("again")
+        told, again = os.read(reading, 65536).decode().splitlines()
+    finally:
+        os.dup2(kept, 2)
+        for descriptor in (kept, reading, writing):
+            os.close(descriptor)
+    if form == "json":
+        told, again = json.loads(told)["event"], json.loads(again)["event"]
+    assert told.endswith("2 log lines lost")
+    assert again.endswith("again")
+    assert log.lost == 0
+
+
 def entry(datagram: bytes) -> dict[str, str]:
     """Read one datagram of the journal's protocol, in its form without binary values."""
     assert datagram.endswith(b"\n")
