@@ -114,8 +114,11 @@ class Ledger:
                 async with asyncio.timeout(_CLOSE_WITHIN):
                     await self._write()
                     await self._in_thread(self._records.close)
-            except (RecordsError, TimeoutError) as error:
+            except RecordsError as error:
                 self._failed("writing", error)
+            except TimeoutError:
+                why = f"not done within {_CLOSE_WITHIN:g} seconds; look after the disk, or who locks it"
+                self._failed("writing", RecordsError(why))
         self._disk.shutdown(wait=False, cancel_futures=True)
 
     async def _read(self, client: str) -> Record | None:

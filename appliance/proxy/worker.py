@@ -69,9 +69,9 @@ class Worker:
         orders = self._loop.create_task(self._orders(reader))
         await self._done.wait()
         orders.cancel()
-        await self._clients.ledger.close()
-        if self._scripts:
-            await self._scripts.finish(_SCRIPTS_WITHIN)
+        # Both at a time: together they may take longer than the supervisor waits.
+        scripts = [self._scripts.finish(_SCRIPTS_WITHIN)] if self._scripts else []
+        await asyncio.gather(self._clients.ledger.close(), *scripts)
 
     async def _orders(self, reader: asyncio.StreamReader) -> None:
         try:

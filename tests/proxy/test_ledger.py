@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -203,6 +205,23 @@ def test_a_broken_database_is_told_once_and_records_in_memory_go_on(
     assert told[:2] == ["FAILED writing", "FAILED reading"]
     assert sorted(told[2:]) == ["RESTORED reading", "RESTORED writing"]
     assert "; move " in lines[0].replace("%3B", ";")
+
+
+def test_the_end_does_not_wait_for_a_locked_database_and_says_so(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_CLOSE_WITHIN", 0.2)
+    monkeypatch.setattr(module, "WRITE_EVERY", 60)
+
+    async def scene() -> None:
+        bench.spend(await bench.fetch())
+        other.execute("BEGIN EXCLUSIVE")
+
+    with closing(sqlite3.connect(bench.directory / FILE, isolation_level=None)) as other:
+        run(bench, scene)
+    (line,) = logged(capfd)
+    assert "RATELIMIT:FAILED writing" in line
+    assert "why=not done within 0.2 seconds; look after the disk" in line
 
 
 def test_a_makeshift_record_gives_way_to_the_stored_one(bench: Bench) -> None:
