@@ -191,10 +191,13 @@ class Records:
                 _prepare(connection)
             if connection.execute("PRAGMA user_version").fetchone()[0] != VERSION:
                 raise sqlite3.DatabaseError("it was made by another version of the gateway")
+            inode = self.path.stat().st_ino
             if self._seen is None:
                 query = "SELECT coalesce(max(edited), 0) FROM records"
                 self._seen = connection.execute(query).fetchone()[0]
-            self._inode = self.path.stat().st_ino
+            elif inode != self._inode:  # another file, whose numbers may be lower if the clock was set back
+                self._seen = 0
+            self._inode = inode
         except BaseException:
             connection.close()
             raise

@@ -140,6 +140,24 @@ def test_a_file_that_was_removed_is_made_anew(records: Records, tmp_path: Path) 
     assert [edit.edited for edit in records.save([])] == [edited.edited]
 
 
+def test_edits_of_a_new_file_are_seen_though_the_clock_was_set_back(
+    records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records.save([row_of(used())])
+    with Records(tmp_path) as outside:
+        outside.set_quotas(CLIENT, {Use.BYTES: 8}, LIMITS)
+        (seen,) = records.save([])
+        for path in tmp_path.iterdir():
+            path.unlink()
+        records.save([row_of(used())])
+        earlier = time.time_ns() - 3600 * 10**9
+        monkeypatch.setattr(time, "time_ns", lambda: earlier)
+        edited = outside.set_quotas(CLIENT, {Use.BYTES: 9}, LIMITS)
+    assert edited.edited < seen.edited
+    assert [edit.quotas[Use.BYTES] for edit in records.save([])] == [9]
+    assert records.save([]) == []
+
+
 def hold_open(directory: Path, opened: Event, done: Event) -> None:
     """Be a worker that has met a client once, and knows none now."""
     with Records(directory, create=True) as records:
