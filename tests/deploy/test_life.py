@@ -120,6 +120,28 @@ def test_a_bad_variable_stops_before_anything_is_touched(
     assert state(administrator.site.machine) == bare
 
 
+@pytest.mark.usefixtures("bare")
+def test_a_first_start_that_fails_leaves_no_rules_and_the_configuration_that_was_there(
+    administrator: Administrator, site: Site
+) -> None:
+    machine = site.machine
+    machine.run(["tee", "/etc/smtp-gated.conf"], input="# of old\n")
+    machine.run(["chmod", "600", "/etc/smtp-gated.conf"])
+    good = dict(administrator.variables)
+    taken = "import socket, time; taken = socket.create_server(('', 9199)); time.sleep(600)"
+    machine.run(["systemd-run", "--collect", "--unit=taken", "python3", "-c", taken])
+    outcome = administrator.apply("fail to start the first time", gate=False, on_failure="closed")
+    machine.run(["systemctl", "stop", "taken"])
+    administrator.variables = good
+    assert outcome.failed == 1
+    assert "nothing ran before" in outcome.output, outcome.output[-2000:]
+    assert "appliance" not in machine.run(["nft", "list", "tables"]).stdout
+    assert machine.run(["stat", "--format=%a", "/etc/smtp-gated.conf"]).stdout == "600\n"
+    assert machine.run(["cat", "/etc/smtp-gated.conf"]).stdout == "# of old\n"
+    assert machine.run(["systemctl", "--failed", "--no-legend"]).stdout == ""
+    machine.run(["rm", "/etc/smtp-gated.conf"])
+
+
 def test_a_bare_machine_becomes_the_appliance(administrator: Administrator, bare: dict[str, str]) -> None:
     assert "smtp-gated" not in bare["units"]
     administrator.succeed(
