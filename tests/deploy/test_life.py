@@ -288,6 +288,16 @@ def test_a_changed_option_is_taken_over_without_a_restart(
     is_green(site.machine)
 
 
+def test_a_reload_that_the_gateway_refuses_is_taken_back(site: Site, administrator: Administrator) -> None:
+    good = dict(administrator.variables)
+    outcome = administrator.apply("refuse what the gateway cannot use", lock_path="/srv/locks")
+    administrator.variables = good
+    assert outcome.failed == 1
+    assert "lock_path: directory /srv/locks: Read-only file system" in outcome.output
+    assert "/srv/locks" not in site.machine.run(["cat", "/etc/smtp-gated.conf"]).stdout
+    is_green(site.machine)
+
+
 def test_a_restart_under_load_refuses_nobody(site: Site, load: Load) -> None:
     load.pause = 0
     before = main_process(site.machine)
