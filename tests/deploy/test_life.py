@@ -162,9 +162,13 @@ def test_a_bare_machine_becomes_the_appliance(administrator: Administrator, bare
 
 
 def test_the_second_run_changes_nothing(administrator: Administrator) -> None:
+    machine = administrator.site.machine
+    earlier = ["/opt/smtp-appliance/releases/earlier", "/opt/smtp-appliance/releases/earliest"]
+    machine.run(["mkdir", *earlier])  # as many as smtp_appliance_keep_releases says
     outcome = administrator.succeed("run again, with nothing to do")
     assert outcome.changes() == []
     assert outcome.changed == 0
+    machine.run(["rmdir", *earlier])
 
 
 @pytest.mark.parametrize("source", [CLIENT4, CLIENT6])
