@@ -377,12 +377,14 @@ def test_removal_leaves_nothing(
     site: Site, postfix: Postfix, administrator: Administrator, bare: dict[str, str]
 ) -> None:
     assert "inet appliance" in site.machine.run(["nft", "list", "tables"]).stdout
+    site.machine.run(["touch", "/var/log/smtp-gated.logbook"])  # somebody else's
     administrator.succeed("remove the appliance", state="absent")
     now = state(site.machine)
     differences = {what: sorted(set(now[what].splitlines()) ^ set(bare[what].splitlines())) for what in bare}
     assert not any(differences.values()), str(differences)
     assert "gw.example.test" not in delivered(site, postfix, CLIENT4)
-    assert "smtp-gated" not in site.machine.run(["ls", "/var/log"]).stdout
+    logs = site.machine.run(["find", "/var/log", "-name", "*smtp-gated*"]).stdout
+    assert logs == "/var/log/smtp-gated.logbook\n"
     assert administrator.succeed("remove it again").changed == 0
     assert site.machine.run(["systemctl", "is-system-running"]).stdout == "running\n"
     with site.mail.listen((MAIL4, 2525)) as listener, site.client.connect((MAIL4, 2525)):
