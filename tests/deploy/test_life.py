@@ -210,6 +210,8 @@ def test_metrics_and_logs_are_there(site: Site) -> None:
     ask = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:9925/metrics').read().decode())"
     assert "sessions" in site.machine.run(["python3", "-c", ask]).stdout
     assert "smtp-gated" in site.machine.run(["cat", "/var/log/smtp-gated.log"]).stdout
+    owner = site.machine.run(["stat", "--format=%a %U %G", "/var/log/smtp-gated.log"]).stdout
+    assert owner == "640 root adm\n"  # senders stand in it
     site.machine.run(["logrotate", "--force", "/etc/logrotate.d/smtp-gated"])
     assert site.machine.run(["ls", "/var/log/smtp-gated.log.1"]).stdout
     assert site.machine.run(["journalctl", "--unit=smtp-gated", "--grep=START"]).stdout
