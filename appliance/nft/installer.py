@@ -60,7 +60,8 @@ class Plan:
 class Installer:
     """The kernel's rules for one configuration, in the network namespace of whoever calls the methods.
 
-    `early` lets interfaces be missing that will be there later, as when a machine starts.
+    `early` lets interfaces be missing that will be there later, as when a machine starts. They may be when
+    rules come back that a firewall's reload has flushed, too.
     """
 
     def __init__(self, config: Config, *, early: bool = False, directory: Path = DIRECTORY) -> None:
@@ -169,7 +170,7 @@ class Installer:
         if "netfilter" in config.mode and config.bind_address.is_loopback:
             yield f"bind_address {config.bind_address} cannot be reached by redirection; use 0.0.0.0 or ::"
         with IPRoute() as netlink:
-            for name in config.lan_interfaces if not self._early else ():
+            for name in config.lan_interfaces if not (self._early or self._flushed(listing)) else ():
                 if not netlink.link_lookup(ifname=name):
                     yield f"lan_interfaces: there is no interface {name} here"
         if not ruleset.intercepts(config):
@@ -181,6 +182,10 @@ class Installer:
             yield from routes.conflicts(config)
             for rule in foreign.marks(listing, config.fwmark):
                 yield f"fwmark {config.fwmark} is set by {rule}; choose another"
+
+    def _flushed(self, listing: list[Json]) -> bool:
+        """Tell whether the rules were up and somebody has flushed them, with an interface away or not."""
+        return Table.find(listing) is None and bool(State(self._directory).read())
 
     def _takers(self, listing: list[Json]) -> list[foreign.Taker]:
         if not ruleset.intercepts(self._config):

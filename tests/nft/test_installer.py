@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from appliance.config import parse
 from appliance.nft import kernel, routes, ruleset, text
-from appliance.nft.installer import Installer
+from appliance.nft.installer import Installer, Refused
 from appliance.nft.kernel import KernelError
 from appliance.nft.table import Table, steps
 from tests.nft.machine import BOTH, NETFILTER, TPROXY, as_router, run, traces
@@ -44,6 +44,23 @@ def test_up_twice_changes_nothing_and_down_leaves_no_trace(tmp_path: Path, confi
         assert traces() == before
         assert installer.down().empty
         assert list(tmp_path.iterdir()) == []
+
+    as_router(work)
+
+
+def test_flushed_rules_come_back_while_an_interface_is_away(tmp_path: Path) -> None:
+    def work() -> None:
+        installer = Installer(parse(TPROXY), directory=tmp_path)
+        installer.up()
+        run("ip", "link", "del", "lan")
+        with pytest.raises(Refused, match="no interface lan"):  # the file may have it wrong
+            installer.up()
+        run("nft", "flush", "ruleset")
+        installer.up()
+        assert "table inet appliance" in run("nft", "list", "ruleset")
+        installer.down()
+        with pytest.raises(Refused, match="no interface lan"):
+            installer.up()
 
     as_router(work)
 
