@@ -148,7 +148,7 @@ def _pack(root: Path, version: str, into: Path) -> Path:
 
 def _permissions(root: Path) -> None:
     """What an umask or a wheel left otherwise."""
-    for path in root.rglob("*"):
+    for path in (root, *root.rglob("*")):
         if path.is_symlink() or path.parent.name == "DEBIAN":
             continue
         executable = path.is_dir() or (path.parent.name == "bin" and os.access(path, os.X_OK))
