@@ -166,7 +166,8 @@ class Inside:
         """End the worker and look whether it found itself at fault."""
         try:
             if self._process.poll() is None:
-                self.tell("stop")
+                with contextlib.suppress(BrokenPipeError):  # told before, it ends just now
+                    self.tell("stop")
             assert self._process.wait(10) == 0
         finally:
             self._process.kill()
