@@ -6,22 +6,15 @@ import gc
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvloop
 
-from appliance.config import parse
 from appliance.log import Log
-from appliance.proxy.checks import Checks
-from appliance.proxy.clients import Clients
-from appliance.proxy.connection import Connection, Connections
-from appliance.proxy.doorway import Doorway
-from appliance.proxy.scoreboard import Scoreboard
-from appliance.proxy.service import Service
 from tests.lab.scripted import ScriptedServer, Talk
 from tests.proxy.inside import Clamd, Spamd, serve
 from tests.proxy.test_events import CLEAN, SCAN, SPAM, VIRUS
+from tests.proxy.within import served, service
 
 Way = Callable[[Talk, ScriptedServer], object]
 
@@ -131,29 +124,21 @@ def test_nothing_of_a_session_waits_for_the_collector(tmp_path: Path, way: Way) 
         (tmp_path / "127.0.0.1").touch()
     text = "".join(f"{name} {value}\n" for name, value in options.items())
     log = Log("crit", "daemon", stderr=False, path=str(tmp_path / "log"))
-    checks = Checks(Service(parse(text), log, Scoreboard.create(1), Clients()))
+    by = service(text, log)
 
     async def serve_one() -> list[str]:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: pytest.fail(str(context)))
         over = asyncio.Event()
-        connections = Connections(over.set)
-        listener = socket.create_server(("127.0.0.1", 0))
+        with served(by, over.set) as address:
 
-        def welcome(client: socket.socket, peer: tuple[Any, ...]) -> None:
-            Connection(loop, checks, connections, client, peer)
+            def go() -> None:
+                with Talk(socket.create_connection(address)) as client:
+                    way(client, server)
 
-        doorway = Doorway(listener, connections.turn, welcome, pytest.fail)
-        doorway.open(1)
-
-        def go() -> None:
-            with Talk(socket.create_connection(listener.getsockname())) as client:
-                way(client, server)
-
-        with collected() as garbage:
-            await asyncio.gather(asyncio.to_thread(go), asyncio.wait_for(over.wait(), 10))
-            await asyncio.sleep(0)
-        doorway.close()
+            with collected() as garbage:
+                await asyncio.gather(asyncio.to_thread(go), asyncio.wait_for(over.wait(), 10))
+                await asyncio.sleep(0)
         return [type(each).__qualname__ for each in garbage if type(each).__module__.startswith("appliance")]
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -4,26 +4,18 @@ import asyncio
 import base64
 import hashlib
 import itertools
-import socket
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvloop
 
-from appliance.config import parse
 from appliance.log import Log
-from appliance.proxy.checks import Checks
-from appliance.proxy.clients import Clients
-from appliance.proxy.connection import Connection, Connections
-from appliance.proxy.doorway import Doorway
-from appliance.proxy.scoreboard import Scoreboard
-from appliance.proxy.service import Service
 from lab.process import wait_until
 from tests.lab.scripted import Hook, Talk
 from tests.proxy.inside import Inside
 from tests.proxy.test_events import CLEAN
+from tests.proxy.within import served, service
 
 SENDERS = {"accepted": "good@client.test", "rejected": "bad@client.test"}
 RECIPIENTS = {"accepted": "alice@example.test", "rejected": "nobody@example.test"}
@@ -139,30 +131,18 @@ def test_a_clock_that_is_set_back_makes_no_session_end_before_it_began(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work() -> None:
-        loop, over = asyncio.get_running_loop(), asyncio.Event()
+        over = asyncio.Event()
+        text = f"mode fixed\nfixed_server 127.0.0.1\nfixed_server_port 1\nlock_path {tmp_path}\nmax_load 0\n"
         log = Log("info", "daemon", stderr=False, target="stderr")
-        config = parse(
-            f"mode fixed\nfixed_server 127.0.0.1\nfixed_server_port 1\nlock_path {tmp_path}\nmax_load 0\n"
-        )
-        checks = Checks(Service(config, log, Scoreboard.create(1), Clients()))
-        connections = Connections(over.set)
-
-        def welcome(client: socket.socket, peer: tuple[Any, ...]) -> None:
-            Connection(loop, checks, connections, client, peer)
-
-        listener = socket.create_server(("127.0.0.1", 0))
-        address = listener.getsockname()
-        doorway = Doorway(listener, connections.turn, welcome, pytest.fail)
-        doorway.open(1)
-        reader, writer = await asyncio.open_connection(*address)
-        await reader.readline()
-        earlier = time.time() - 3600
-        monkeypatch.setattr(time, "time", lambda: earlier)
-        writer.write(b"QUIT\r\n")
-        await reader.read()
-        for closing in (doorway, writer):
-            closing.close()
-        await over.wait()
+        with served(service(text, log), over.set) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            await reader.readline()
+            earlier = time.time() - 3600
+            monkeypatch.setattr(time, "time", lambda: earlier)
+            writer.write(b"QUIT\r\n")
+            await reader.read()
+            writer.close()
+            await over.wait()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(asyncio.wait_for(work(), 10))

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvloop
@@ -22,16 +21,14 @@ import uvloop
 from appliance.config import OPTIONS, parse
 from appliance.log import Log
 from appliance.proxy import admission
-from appliance.proxy.checks import Checks
 from appliance.proxy.clients import Clients
-from appliance.proxy.connection import Connection, Connections
-from appliance.proxy.doorway import Doorway
 from appliance.proxy.lookup import Endpoint, Lookup, LookupFailure, Route
 from appliance.proxy.scoreboard import Scoreboard
 from appliance.proxy.service import Service
 from appliance.proxy.visit import Visit
 from tests.proxy.inside import Inside
 from tests.proxy.test_events import CLEAN, SCAN, SPAM, VIRUS
+from tests.proxy.within import served, service
 
 ELSEWHERE = (
     "msg_max_per_ident",
@@ -278,27 +275,16 @@ def talk_to(outcome: Route | Exception, tmp_path: Path, text: str) -> list[str]:
     """Greet a gateway whose lookup comes out so, and begin a mail; give both answers."""
 
     async def work() -> list[str]:
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda *_: None)
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
         log = Log("crit", "daemon", stderr=False, path=str(tmp_path / "none"))
-        config = parse(f"mode getsockname\nproxy_name gw\nlock_path {tmp_path}\nmax_load 0\n{text}\n")
-        service = Service(config, log, Scoreboard.create(1), Clients())
-        service.lookup = Astray(outcome)
-        checks, connections = Checks(service), Connections(lambda: None)
-
-        def welcome(client: socket.socket, peer: tuple[Any, ...]) -> None:
-            Connection(loop, checks, connections, client, peer)
-
-        listener = socket.create_server(("127.0.0.1", 0))
-        address = listener.getsockname()
-        doorway = Doorway(listener, connections.turn, welcome, pytest.fail)
-        doorway.open(1)
-        reader, writer = await asyncio.open_connection(*address)
-        greeting = await reader.readline()
-        writer.write(b"MAIL FROM:<a@b>\r\n")
-        answer = await reader.readline()
-        for closing in (doorway, writer):
-            closing.close()
+        by = service(f"mode getsockname\nproxy_name gw\nlock_path {tmp_path}\nmax_load 0\n{text}\n", log)
+        by.lookup = Astray(outcome)
+        with served(by) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            greeting = await reader.readline()
+            writer.write(b"MAIL FROM:<a@b>\r\n")
+            answer = await reader.readline()
+            writer.close()
         return [line.decode().strip() for line in (greeting, answer)]
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
