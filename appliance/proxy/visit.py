@@ -15,9 +15,9 @@ from appliance.proxy.session import Session
 class Visit:
     """One connection from `client`, accepted at `local`, under the configuration of `service`.
 
-    `since` is its unix time, `began` the same by a clock that nobody sets. `route` is there once the
-    destination is known, `source`, the address that the server sees, once there is a connection to it,
-    `session` once there is somebody to talk to, `record` where rate limits are on.
+    `since` is its unix time. `route` is there once the destination is known, `source`, the address that the
+    server sees, once there is a connection to it, `session` once there is somebody to talk to, `record` where
+    rate limits are on.
     """
 
     def __init__(self, service: Service, client: Endpoint, local: Endpoint) -> None:
@@ -25,7 +25,6 @@ class Visit:
         self.client = client
         self.local = local
         self.since = time.time()
-        self.began = time.monotonic()
         self.route: Route | None = None
         self.session: Session | None = None
         self.source = ""
