@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from appliance.bpf.locks import GateLocks
 from appliance.bpf.pinned import PINS
 from appliance.config import Config, load
+from appliance.log import Log
 from lab.gateway import Options
 from lab.host import Host
 from lab.image import CHECKOUT
@@ -54,3 +56,8 @@ def standing(router: Host, options: Options | None = None, xdp: str = "native") 
         yield gate
     finally:
         assert gate.do("down") == []
+
+
+def locks_of(gate: RouterGate) -> GateLocks:
+    """Give the gate's locks, to be changed as the mirror does."""
+    return GateLocks(Log("crit", "mail", stderr=False), gate.pins)
