@@ -93,9 +93,8 @@ def tproxy(version: int, address: str, port: int) -> Json:
     return {"tproxy": target | ({"addr": address} if address else {})}
 
 
-def redirect(version: int, address: str, port: int) -> list[Json]:
+def redirect(version: int, address: str, port: int) -> Json:
     """Translate the destination to the listener's port, at this router's address or the one given."""
-    tcp = match(meta("l4proto"), "tcp")  # nft wants to be told, as ports are spoken of
     if not address:
-        return [tcp, {"redirect": {"port": port}}]
-    return [tcp, {"dnat": {"family": "ip" if version == 4 else "ip6", "addr": address, "port": port}}]
+        return {"redirect": {"port": port}}
+    return {"dnat": {"family": "ip" if version == 4 else "ip6", "addr": address, "port": port}}

@@ -48,6 +48,7 @@ _HOOKS: dict[str, Json] = {
     "arrival": {"type": "filter", "hook": "prerouting", "prio": -300, "policy": "accept"},
     "intercept": {"type": "filter", "hook": "prerouting", "prio": -150, "policy": "accept"},
     "translate": {"type": "nat", "hook": "prerouting", "prio": -100, "policy": "accept"},
+    "again": {"type": "filter", "hook": "prerouting", "prio": -99, "policy": "accept"},
     "listener": {"type": "filter", "hook": "input", "prio": 0, "policy": "accept"},
 }
 _FROM_LAN = in_set(meta("iifname"), names.LAN)
@@ -81,7 +82,7 @@ def build(config: Config) -> list[Json]:
 
 _COUNTERS = {
     names.INTERCEPTED: "connections that came to the gateway",
-    names.TRUSTED: "packets from trusted clients and to trusted servers",
+    names.TRUSTED: "packets of trusted clients and servers; the first ones alone, if redirected",
     names.DROPPED_LOCKED: "attempts of locked clients to connect that were dropped",
     names.PASSED_BY: "connections that passed by because no gateway listened",
     names.REFUSED: "connections that were refused because no gateway listened",
@@ -210,33 +211,28 @@ def _trusted(chain: str, verdict: list[Json], what: str) -> Iterator[Rule]:
 def _interception(config: Config) -> Iterator[Rule]:
     by_tproxy, by_redirect = "tproxy" in config.mode, "netfilter" in config.mode
     if by_tproxy:
-        held = [CONTINUES, TRANSPARENT, set_mark(config.fwmark), ACCEPT]
-        yield (
-            "intercept",
-            "sessions the gateway holds: the client's packets, and the server's to its address",
-            held,
-        )
-    mail = [_FROM_LAN, _TO_MAIL, TO_OTHERS, goto("mail")]
-    yield "intercept", "mail of the LAN, but not what is meant for this router itself", mail
-    yield from _trusted("mail", [count(names.TRUSTED), ACCEPT], "passes by")
-    if by_tproxy and by_redirect:
-        for version in (4, 6):
-            private = in_set(saddr(version), names.PRIVATE[version])
-            yield "mail", "a private client is redirected, not TPROXYed", [private, goto("private")]
+        yield from _tproxy(config, private=by_redirect)
     if by_redirect:
-        yield from _redirection_wanted(config, "private" if by_tproxy else "mail")
-    if by_tproxy:
-        yield from _tproxy(config)
-    if by_redirect:
-        yield from _translation(config, private=by_tproxy)
+        yield from _redirection(config, private=by_tproxy)
     yield from _listener(config, by_redirect=by_redirect)
 
 
-def _tproxy(config: Config) -> Iterator[Rule]:
+def _tproxy(config: Config, *, private: bool) -> Iterator[Rule]:
+    """Take mail of the LAN as it is, `private`: but not that of private clients."""
+    held = [CONTINUES, TRANSPARENT, set_mark(config.fwmark), ACCEPT]
+    comment = "sessions the gateway holds: the client's packets, and the server's to its address"
+    yield "intercept", comment, held
+    mail = [_FROM_LAN, _TO_MAIL, TO_OTHERS, goto("mail")]
+    yield "intercept", "mail of the LAN, but not what is meant for this router itself", mail
+    yield from _trusted("mail", [count(names.TRUSTED), ACCEPT], "passes by")
+    if private:
+        for version in (4, 6):
+            client = in_set(saddr(version), names.PRIVATE[version])
+            yield "mail", "a private client is redirected below, not TPROXYed", [client, ACCEPT]
     for version in versions(config):
         ipv, beginning = is_version(version), names.BEGINNING[version]
         key: Json = {"concat": [saddr(version), field("tcp", "sport")]}
-        take = [tproxy(version, _listens_at(config), config.port), set_mark(config.fwmark)]
+        take = [_ask(config, version), set_mark(config.fwmark)]
         comment = f"IPv{version}: to the gateway; goes on to the next rule when none listens"
         yield "mail", comment, [ipv, BEGINS, *take, goto("taken")]
         comment = f"IPv{version}: the same, if a SYN cookie is all that was kept of its first packet"
@@ -244,40 +240,53 @@ def _tproxy(config: Config) -> Iterator[Rule]:
         comment = f"IPv{version}: remembers it for the time a SYN cookie is good for"
         yield "taken", comment, [update(beginning, key)]
     yield "taken", "to the gateway", [count(names.INTERCEPTED), ACCEPT]
-    yield from _nobody_listens(config, "mail")
+    yield from _nobody_listens(config, "mail", [])
 
 
-def _nobody_listens(config: Config, chain: str) -> Iterator[Rule]:
+def _redirection(config: Config, *, private: bool) -> Iterator[Rule]:
+    """Translate where mail of the LAN goes to, `private`: that of private clients.
+
+    All of it is in one chain, which asks and translates: no packet meets half of a changed configuration.
+    """
+    mail = [_FROM_LAN, _TO_MAIL, TO_OTHERS, goto("redirected")]
+    yield "translate", "mail of the LAN, but not what is meant for this router itself", mail
+    trusted = [] if private else [count(names.TRUSTED)]  # else counted in "mail"
+    yield from _trusted("redirected", [*trusted, ACCEPT], "passes by")
+    asks = config.on_failure == "open"
+    else_ = "goes on to the next rule when none listens" if asks else "the kernel refuses when none listens"
+    clients = {
+        version: in_set(saddr(version), names.PRIVATE[version]) if private else is_version(version)
+        for version in (4, 6)
+    }
+    for version in versions(config):
+        listening = [_ask(config, version)] if asks else []
+        to_gateway = redirect(version, _listens_at(config), config.port)
+        words = [clients[version], BEGINS, *listening, count(names.INTERCEPTED), to_gateway]
+        yield "redirected", f"IPv{version}: to the gateway; {else_}", words
+        if asks:
+            comment = f"IPv{version}: the listener takes over what is left of the port's last connection"
+            words = [is_version(version), *_redirected(config), BEGINS, _ask(config, version), ACCEPT]
+            yield "again", comment, words
+    for whom in [[client] for client in clients.values()] if private else [[]]:
+        yield from _nobody_listens(config, "redirected", whom)
+
+
+def _ask(config: Config, version: int) -> Json:
+    """Have the listener, if there is one, take the packet."""
+    return tproxy(version, _listens_at(config), config.port)
+
+
+def _redirected(config: Config) -> list[Json]:
+    return [_FROM_LAN, match(field("tcp", "dport"), config.port), TRANSLATED]
+
+
+def _nobody_listens(config: Config, chain: str, whom: list[Json]) -> Iterator[Rule]:
     if config.on_failure == "closed":
         comment = "on_failure closed: nobody listens, so the client is refused at once"
-        yield chain, comment, [BEGINS, count(names.REFUSED), RESET]
+        yield chain, comment, [*whom, BEGINS, count(names.REFUSED), RESET]
     else:
         comment = "on_failure open: nobody listens, so mail passes by"
-        yield chain, comment, [BEGINS, count(names.PASSED_BY), ACCEPT]
-
-
-def _redirection_wanted(config: Config, chain: str) -> Iterator[Rule]:
-    """With on_failure open ask whether somebody listens: `translate` cannot, but sees what was found here."""
-    for version in versions(config):
-        if config.on_failure == "open":
-            ask = [BEGINS, tproxy(version, _listens_at(config), config.port)]
-            comment = f"IPv{version}: does the gateway listen? then it is redirected below"
-        else:
-            ask, comment = [], f"IPv{version}: redirected below; the kernel refuses when nobody listens"
-        yield chain, comment, [is_version(version), *ask, ACCEPT]
-    yield from _nobody_listens(config, chain)
-
-
-def _translation(config: Config, *, private: bool) -> Iterator[Rule]:
-    begins = [_FROM_LAN, _TO_MAIL, BEGINS, TO_OTHERS, goto("redirected")]
-    yield "translate", "mail of the LAN, but not what is meant for this router itself", begins
-    yield from _trusted("redirected", [ACCEPT], "passes by")
-    found = [TRANSPARENT] if config.on_failure == "open" else []
-    whose = "a listener was found: to the gateway" if found else "to the gateway, whether or not it listens"
-    for version in versions(config):
-        client = in_set(saddr(version), names.PRIVATE[version]) if private else is_version(version)
-        to_gateway = redirect(version, _listens_at(config), config.port)
-        yield "redirected", f"IPv{version}: {whose}", [client, *found, count(names.INTERCEPTED), *to_gateway]
+        yield chain, comment, [*whom, BEGINS, count(names.PASSED_BY), ACCEPT]
 
 
 def _listens_at(config: Config) -> str:
@@ -288,7 +297,7 @@ def _listens_at(config: Config) -> str:
 def _listener(config: Config, *, by_redirect: bool) -> Iterator[Rule]:
     port = match(field("tcp", "dport"), config.port)
     if by_redirect:
-        yield "listener", "redirected connections of the LAN", [_FROM_LAN, port, TRANSLATED, ACCEPT]
+        yield "listener", "redirected connections of the LAN", [*_redirected(config), ACCEPT]
     outside = match(meta("iifname"), "lo", "!=")
     comment = "nobody else reaches the gateway's port: it must never be an open relay"
     yield "listener", comment, [port, outside, TO_ROUTER, count(names.KEPT_OUT), RESET]

@@ -92,11 +92,19 @@ def steps(present: Table | None, wanted: Table | None) -> list[Json]:
 
 
 def _other_elements(present: Table, wanted: Table, new: list[Key]) -> Iterator[Json]:
+    """Change no element that stays: while it is replaced, some kernels' lookups may miss it."""
     for key, about in wanted.objects.items():
-        if key not in new and wanted.elements(key) != present.elements(key):
-            yield {"flush": {"set": _identity(about)}}
-            if wanted.elements(key):
-                yield {"add": {"element": _identity(about) | {"elem": wanted.elements(key)}}}
+        if key in new:
+            continue
+        there, needed = present.elements(key), wanted.elements(key)
+        for verb, elements in (("delete", _without(there, needed)), ("add", _without(needed, there))):
+            if elements:
+                yield {verb: {"element": _identity(about) | {"elem": elements}}}
+
+
+def _without(elements: list[Any], others: list[Any]) -> list[Any]:
+    known = set(map(json.dumps, others))
+    return [each for each in elements if json.dumps(each) not in known]
 
 
 def _same_kind(about: Json, other: Json | None) -> bool:

@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,51 @@ def test_the_server_sees_the_address_of_the_mode(
         postfix.wait_log(f"{name}: client=unknown[{seen_by_server(mode, source)}]")
         message = postfix.mailbox("alice").wait(f"from {source}")
         assert f"X-NAT-Received: from [{source}]:{port} ".encode() in message
+
+
+def greeted(network: Network, server: str, source: str, port: int) -> socket.socket:
+    """Connect from a port of the client's that may be in use for another server; read the greeting."""
+    made = network.client.open_socket(socket.AF_INET6 if version(source) == 6 else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    made.settimeout(3)
+    made.bind((source, port))
+    made.connect((server, 25))
+    assert made.recv(1000).startswith(b"220 ")
+    return made
+
+
+def quit_first(client: socket.socket) -> None:
+    """Let the gateway's side close first, and keep what the port last served (TIME_WAIT)."""
+    client.sendall(b"QUIT\r\n")
+    heard = b""
+    while piece := client.recv(1000):
+        heard += piece
+    assert heard.startswith(b"221 ")
+    client.close()
+
+
+@pytest.mark.option("mode", "on_failure")
+@pytest.mark.parametrize("on_failure", ["open", "closed"])
+@pytest.mark.parametrize("mode", INTERCEPTING)
+def test_a_client_may_use_a_port_for_two_servers_and_again(
+    network: Network, postfix: Postfix, gateway: GatewayFactory, mode: str, on_failure: str
+) -> None:
+    """All the same to a client, but by redirection they only differ in what connection tracking knows."""
+    gateway({"mode": mode, "on_failure": on_failure})
+    second = {4: "198.51.100.46", 6: "2001:db8:25::46"}
+    network.mail.add_address(f"{second[4]}/24")
+    network.mail.add_address(f"{second[6]}/64")
+    for number, source in enumerate(SOURCES):
+        port = 20_000 + 10 * (INTERCEPTING.index(mode) * 2 + (on_failure == "open")) + number
+        one = postfix.ipv6 if version(source) == 6 else postfix.ipv4
+        other = second[version(source)]
+        with ExitStack() as stack:
+            held = stack.enter_context(greeted(network, one, source, port))
+            beside = stack.enter_context(greeted(network, other, source, port))
+            quit_first(beside)
+            quit_first(held)
+        for server in (one, other, one):
+            quit_first(greeted(network, server, source, port))
 
 
 @pytest.mark.parametrize("mode", INTERCEPTING)

@@ -97,6 +97,32 @@ def test_a_new_configuration_keeps_locks_and_counters(tmp_path: Path) -> None:
     as_router(work)
 
 
+def test_an_element_that_stays_is_not_touched(tmp_path: Path) -> None:
+    def work() -> None:
+        few = f"{TPROXY}trusted_servers 192.0.2.1,198.51.100.0/24,203.0.113.7-203.0.113.9\n"
+        Installer(parse(few), directory=tmp_path).up()
+        more = (
+            few.replace("192.0.2.1,", "").replace("lan_interfaces lan", "lan_interfaces lan,lan.5")
+            + "fwmark 5\n"
+        )
+        commands = Installer(parse(more), directory=tmp_path).plan().commands
+        told = [
+            (verb, about["element"])
+            for each in commands
+            for verb, about in each.items()
+            if "element" in about
+        ]
+        assert [(verb, about["name"], about["elem"]) for verb, about in told] == [
+            ("add", "lan_interfaces", ["lan.5"]),
+            ("delete", "trusted_servers4", ["192.0.2.1"]),
+        ]
+        assert not [each for each in commands if "set" in each.get("flush", ())]
+        Installer(parse(more), directory=tmp_path).up()
+        assert Installer(parse(more), directory=tmp_path).check() == []
+
+    as_router(work)
+
+
 def test_fifty_thousand_locks_are_kept_and_hold_nobody_up(tmp_path: Path) -> None:
     def work() -> None:
         Installer(parse(TPROXY), directory=tmp_path).up()
