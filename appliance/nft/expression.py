@@ -49,7 +49,10 @@ CONTINUES = match(_begins(), "syn", "!=")
 FIB = {"fib": {"result": "type", "flags": ["daddr"]}}
 TO_ROUTER = match(FIB, "local")
 TO_OTHERS = match(FIB, "local", "!=")
-TRANSPARENT = match({"socket": {"key": "transparent"}}, 1)
+# The gateway has a socket for this very packet, or for the one that an ICMP error is about. Its listener does
+# not count: bound to any address, it would be the one for its port of every machine.
+OURS = [match({"socket": {"key": "wildcard"}}, 0), match({"socket": {"key": "transparent"}}, 1)]
+IS_ICMP = match(meta("l4proto"), {"set": ["icmp", "ipv6-icmp"]})
 TRANSLATED = match({"ct": {"key": "status"}}, "dnat", "in")
 ACCEPT: Json = {"accept": None}
 DROP: Json = {"drop": None}

@@ -15,11 +15,12 @@ from appliance.nft.expression import (
     BEGINS,
     CONTINUES,
     DROP,
+    IS_ICMP,
+    OURS,
     RESET,
     TO_OTHERS,
     TO_ROUTER,
     TRANSLATED,
-    TRANSPARENT,
     Json,
     count,
     daddr,
@@ -219,9 +220,11 @@ def _interception(config: Config) -> Iterator[Rule]:
 
 def _tproxy(config: Config, *, private: bool) -> Iterator[Rule]:
     """Take mail of the LAN as it is, `private`: but not that of private clients."""
-    held = [CONTINUES, TRANSPARENT, set_mark(config.fwmark), ACCEPT]
+    held = [*OURS, set_mark(config.fwmark), ACCEPT]
     comment = "sessions the gateway holds: the client's packets, and the server's to its address"
-    yield "intercept", comment, held
+    yield "intercept", comment, [CONTINUES, *held]
+    comment = "errors on the way of such packets, such as: too large for the path"
+    yield "intercept", comment, [IS_ICMP, *held]
     mail = [_FROM_LAN, _TO_MAIL, TO_OTHERS, goto("mail")]
     yield "intercept", "mail of the LAN, but not what is meant for this router itself", mail
     yield from _trusted("mail", [count(names.TRUSTED), ACCEPT], "passes by")
