@@ -52,7 +52,14 @@ TO_OTHERS = match(FIB, "local", "!=")
 # The gateway has a socket for this very packet, or for the one that an ICMP error is about. Its listener does
 # not count: bound to any address, it would be the one for its port of every machine.
 OURS = [match({"socket": {"key": "wildcard"}}, 0), match({"socket": {"key": "transparent"}}, 1)]
-IS_ICMP = match(meta("l4proto"), {"set": ["icmp", "ipv6-icmp"]})
+# By names of types: those of protocols would be looked up in /etc/protocols, which a small machine may lack.
+ICMP_ERRORS = [
+    match(field("icmp", "type"), {"set": ["destination-unreachable", "time-exceeded", "parameter-problem"]}),
+    match(
+        field("icmpv6", "type"),
+        {"set": ["destination-unreachable", "packet-too-big", "time-exceeded", "parameter-problem"]},
+    ),
+]
 TRANSLATED = match({"ct": {"key": "status"}}, "dnat", "in")
 ACCEPT: Json = {"accept": None}
 DROP: Json = {"drop": None}

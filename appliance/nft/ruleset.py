@@ -15,7 +15,7 @@ from appliance.nft.expression import (
     BEGINS,
     CONTINUES,
     DROP,
-    IS_ICMP,
+    ICMP_ERRORS,
     OURS,
     RESET,
     TO_OTHERS,
@@ -224,7 +224,7 @@ def _tproxy(config: Config, *, private: bool) -> Iterator[Rule]:
     comment = "sessions the gateway holds: the client's packets, and the server's to its address"
     yield "intercept", comment, [CONTINUES, *held]
     comment = "errors on the way of such packets, such as: too large for the path"
-    yield "intercept", comment, [IS_ICMP, *held]
+    yield from (("intercept", comment, [error, *held]) for error in ICMP_ERRORS)
     mail = [_FROM_LAN, _TO_MAIL, TO_OTHERS, goto("mail")]
     yield "intercept", "mail of the LAN, but not what is meant for this router itself", mail
     yield from _trusted("mail", [count(names.TRUSTED), ACCEPT], "passes by")

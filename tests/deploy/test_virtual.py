@@ -80,4 +80,12 @@ def test_the_gate_drops_locked_clients_on_debians_own_kernel(virtual: Site) -> N
     assert CLIENT4 in delivered(virtual, postfix, CLIENT4)
     machine.run(["appliance-ctl", "unlock", INFECTED])
     wait_until(lambda: not is_dropped(virtual, postfix, INFECTED), 30, "the client is let in again")
+    for mode in ("netfilter", "tproxy,netfilter"):
+        machine.run(["sed", "--in-place", f"s/^mode .*/mode {mode}/", "/etc/smtp-gated.conf"])
+        machine.run(["systemctl", "restart", "smtp-gated-rules", "smtp-gated"])
+        wait_until(lambda: condition(machine) == "active", 100, "the gateway", 1)
+        check = json.loads(machine.run(["appliance-ctl", "--json", "check"]).stdout)
+        assert check == {"differences": [], "missing": []}, mode
+        for _ in range(2):
+            assert "gw.example.test" in delivered(virtual, postfix, CLIENT4)
     TIMES.append(("prove the gate on Debian's own kernel, in all", time.monotonic() - begin))

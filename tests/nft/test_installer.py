@@ -183,6 +183,31 @@ def test_the_readable_text_is_what_the_kernel_tells(name: str) -> None:
     ]
 
 
+def test_a_machine_without_names_of_protocols_and_services_takes_the_same_rules() -> None:
+    """A small Debian machine has no /etc/protocols, nor /etc/services: they come with netbase."""
+    program = (
+        "from appliance.config import parse\n"
+        "from appliance.nft import kernel, ruleset\n"
+        "from tests.nft.test_ruleset import CONFIGURATIONS\n"
+        "told = [kernel.as_kernel_tells(ruleset.build(parse(each))) for each in CONFIGURATIONS.values()]\n"
+        "print(hash(str(told)))\n"
+    )
+    hide = (
+        "for each in protocols services; do ! [ -e /etc/$each ] || mount --bind /dev/null /etc/$each; done; "
+    )
+    answers = [
+        subprocess.run(
+            ["unshare", "--mount", "sh", "-c", f'{prepare}exec "$0" -c "$1"', sys.executable, program],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": "0", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        ).stdout
+        for prepare in ("", hide)
+    ]
+    assert answers[0] == answers[1]
+
+
 def test_at_the_start_of_a_machine_interfaces_may_be_missing(tmp_path: Path) -> None:
     def work() -> None:
         config = parse("mode tproxy\nlan_interfaces ppp0\n")
