@@ -45,9 +45,10 @@ _PRIVATE = {
 }
 _LOCKED_AT_ONCE = 1 << 20  # a bound for the kernel; no lock directory comes near it
 _BEGINNING_AT_ONCE = 65_535  # when a flood fills it, only handshakes by SYN cookies suffer
+MARKED = -101  # the last before translation: marks that others set at mangle (-150) would replace ours
 _HOOKS: dict[str, Json] = {
     "arrival": {"type": "filter", "hook": "prerouting", "prio": -300, "policy": "accept"},
-    "intercept": {"type": "filter", "hook": "prerouting", "prio": -150, "policy": "accept"},
+    "intercept": {"type": "filter", "hook": "prerouting", "prio": MARKED, "policy": "accept"},
     "translate": {"type": "nat", "hook": "prerouting", "prio": -100, "policy": "accept"},
     "again": {"type": "filter", "hook": "prerouting", "prio": -99, "policy": "accept"},
     "listener": {"type": "filter", "hook": "input", "prio": 0, "policy": "accept"},

@@ -447,6 +447,25 @@ def test_interception_works_whatever_the_sysctls_say(scene: Scene, mode: str) ->
             host.sysctl(name, value)
 
 
+@pytest.mark.parametrize("mode", [TPROXY, BOTH])
+@pytest.mark.parametrize("mark", ["ct mark", "meta mark or 0x100"])
+def test_marks_that_others_set_do_not_lead_mail_away(
+    network: Network, postfix: Postfix, gateway: GatewayFactory, mode: str, mark: str
+) -> None:
+    """As a router with two providers has them, whose firewall comes before us: ours is set after theirs."""
+    rule = f"chain pre {{ type filter hook prerouting priority mangle; meta mark set {mark}; }}\n"
+    network.router.run(["nft", "-f", "-"], input=f"table inet providers {{ {rule} }}")
+    try:
+        gateway({"mode": mode})
+        for source, server in ((PUBLIC_CLIENT4, postfix.ipv4), (PUBLIC_CLIENT6, postfix.ipv6)):
+            with network.client.connect((server, 25), source=source, timeout=3) as connection:
+                assert connection.recv(1000).startswith(b"220 ")
+        told = network.router.run(["nft", "list", "counter", "inet", "appliance", "intercepted"]).stdout
+        assert "packets 2 " in told
+    finally:
+        network.router.run(["nft", "delete", "table", "inet", "providers"])
+
+
 def test_other_routing_rules_do_not_lead_the_marked_away(scene: Scene) -> None:
     """As a router with two providers has them."""
     scene.install(TPROXY)
