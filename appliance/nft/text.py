@@ -16,7 +16,7 @@ from appliance.nft.table import Table
 _PRIORITIES = {-300: "raw", -150: "mangle", -100: "dstnat", 0: "filter", 100: "srcnat"}
 _SECONDS = {86400: "d", 3600: "h", 60: "m", 1: "s"}
 _SHORT = 12  # as many elements stand in a line
-_ONE_WORD = ("accept", "drop", "return", "continue", "masquerade", "redirect", "counter")
+_ONE_WORD = ("accept", "drop", "return", "continue", "masquerade", "redirect", "counter", "notrack")
 
 
 def lines(table: Table | None, like: Table | None = None) -> list[str]:

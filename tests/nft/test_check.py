@@ -62,6 +62,16 @@ def drift(tmp_path: Path, configuration: str, *commands: str) -> list[str]:
             "add rule inet fire no tcp dport { 25, 465 } drop'",
             "stops mail before it comes here: table inet fire chain pre .*drop",
         ),
+        (
+            "nft 'add table ip late; add chain ip late pre { type filter hook prerouting priority -100; }; "
+            "add rule ip late pre iifname lan meta mark set ct mark'",
+            "mail is taken by table ip late chain pre .*meta mark set ct mark",
+        ),
+        (
+            "nft 'add table ip raw; add chain ip raw pre { type filter hook prerouting priority raw; }; "
+            "add rule ip raw pre tcp dport 1-1023 notrack'",
+            "mail is taken by table ip raw chain pre .*notrack",
+        ),
     ],
 )
 def test_check_finds(tmp_path: Path, command: str, said: str) -> None:
@@ -135,10 +145,72 @@ INNOCENT = """
         }
         chain web { meta l4proto tcp redirect to :3128
         }
-        chain input { type filter hook input priority 0; tcp dport 25 drop
+        chain mangle {
+            type filter hook prerouting priority mangle;
+            meta mark set ct mark
+            udp dport 53 notrack
+        }
+        chain input {
+            type filter hook input priority 0; policy drop;
+            ct state vmap { established : accept, related : accept, invalid : drop }
+            tcp dport { 22, 53 } drop
+            meta mark 1 accept
         }
     }
 """
+
+
+FIREWALL = """
+    table inet firewall {
+        chain input {
+            type filter hook input priority 0; policy accept;
+            iifname vmap { "lo" : accept, "lan" : jump inside }
+            meta l4proto { icmp, ipv6-icmp } accept
+            ct status dnat accept
+            reject
+        }
+        chain inside {
+            ct state established,related accept
+            ip6 nexthdr icmpv6 accept
+            icmp type echo-request accept
+            fib daddr type local tcp dport { 22, 53 } accept
+            udp dport 53 accept
+        }
+    }
+"""
+ANSWER = "stops mail before it comes here: table inet firewall chain input (input, priority 0): "
+
+
+@pytest.mark.parametrize(
+    ("configuration", "change", "said"),
+    [
+        (TPROXY, "", ["meta mark 1"]),
+        (NETFILTER, "", []),
+        (NETFILTER, "delete rule inet firewall input handle 7", ["tcp dport 9199 ct status dnat"]),
+        (BOTH, "", ["meta mark 1"]),
+        (BOTH, "add rule inet firewall inside meta mark 1 accept", []),
+        (TPROXY, "add rule inet firewall inside tcp dport 25 accept", []),
+        (TPROXY, "insert rule inet firewall inside tcp dport 22 accept", ["meta mark 1"]),
+        (TPROXY, "insert rule inet firewall inside tcp dport 25 drop", ["meta mark 1"]),
+        ("mode fixed\nfixed_server 192.0.2.1\n", "", []),
+    ],
+)
+def test_a_firewall_that_keeps_mail_from_the_gateway_is_told_of(
+    tmp_path: Path, configuration: str, change: str, said: list[str]
+) -> None:
+    """By plan and by check; it is the administrator's, so it is not refused."""
+
+    def work() -> None:
+        run("nft", "-f", "-", data=FIREWALL)
+        handle = re.search(r"ct status dnat .*handle (\d+)", run("nft", "-a", "list", "ruleset"))
+        assert handle
+        run("nft", change.replace("handle 7", f"handle {handle[1]}"))
+        installer = Installer(parse(configuration), directory=tmp_path)
+        told = [f"{ANSWER}drops what it does not accept, such as {what}" for what in said]
+        assert installer.up().warnings == told
+        assert installer.check() == told
+
+    as_router(work)
 
 
 def test_other_tables_that_do_no_harm_are_left_alone(tmp_path: Path) -> None:
