@@ -7,12 +7,13 @@ the checks of the gate CONNECT follow. The connection calls these and does the c
 import asyncio
 import errno
 import os
+import secrets
 import socket
 from typing import Final
 
 from appliance import process
 from appliance.proxy import events
-from appliance.proxy.lookup import LookupFailure, Route
+from appliance.proxy.lookup import Endpoint, LookupFailure, Route
 from appliance.proxy.scoreboard import Counter
 from appliance.proxy.visit import Visit
 
@@ -22,9 +23,13 @@ _AF_INET6: Final = int(socket.AF_INET6)
 _STREAM: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 _TCP: Final = int(socket.IPPROTO_TCP)
 _NODELAY: Final = int(socket.TCP_NODELAY)
+_SOCKET: Final = int(socket.SOL_SOCKET)
+_REUSEADDR: Final = int(socket.SO_REUSEADDR)
 _IP_TRANSPARENT: Final = 19
 _IP_BIND_ADDRESS_NO_PORT: Final = 24
 _IPV6_TRANSPARENT: Final = 75
+_PORTS: Final = range(10_000, 32_768)
+_TRIES: Final = 20
 _NO_MEMORY: Final = {errno.ENOMEM, errno.ENOBUFS}
 _OUR_FAULT: Final = {
     errno.EMFILE,
@@ -137,22 +142,37 @@ def outgoing(visit: Visit, route: Route) -> socket.socket:
     made = socket.socket(_AF_INET6 if six else _AF_INET, _STREAM)
     try:
         made.setsockopt(_TCP, _NODELAY, 1)
-        source = ""
         if route.as_client:
-            source = visit.client.address
             level, option = (
                 (socket.IPPROTO_IPV6, _IPV6_TRANSPARENT) if six else (socket.IPPROTO_IP, _IP_TRANSPARENT)
             )
             made.setsockopt(level, option, 1)
-        elif (":" in visit.service.outgoing_addr) == six:
-            source = visit.service.outgoing_addr
-        if source:
-            # The port is chosen at connect, where it need only differ for the same server. The client's own
-            # port would collide with the intercepted connection in connection tracking.
-            if process.LINUX:
+            _bind_as(made, visit.client)
+        elif visit.service.outgoing_addr and (":" in visit.service.outgoing_addr) == six:
+            if process.LINUX:  # the port is chosen at connect, where it need only differ for the same server
                 made.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-            made.bind((source, 0))
+            made.bind((visit.service.outgoing_addr, 0))
     except OSError:
         made.close()
         raise
     return made
+
+
+def _bind_as(made: socket.socket, client: Endpoint) -> None:
+    """Take a client's address, and a port that it does not use itself, as far as can be known.
+
+    For connection tracking two connections from one port to the same server are one. So the port is below
+    those that most systems choose, and never that of the connection in hand.
+    """
+    for _ in range(_TRIES):
+        port = secrets.choice(_PORTS)
+        if port != client.port:
+            try:
+                made.bind((client.address, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                made.setsockopt(_SOCKET, _REUSEADDR, 1)  # it is in no listener's way
+                return
+    made.bind((client.address, 0))

@@ -102,6 +102,31 @@ def test_a_client_may_use_a_port_for_two_servers_and_again(
             quit_first(greeted(network, server, source, port))
 
 
+@pytest.mark.parametrize("mode", ["tproxy", "tproxy,netfilter"])
+def test_towards_the_server_no_port_of_the_clients_is_taken(
+    network: Network, postfix: Postfix, gateway: GatewayFactory, mode: str
+) -> None:
+    """To connection tracking both would be the same connection, which is invalid and not masqueraded."""
+    rules = " ".join(
+        f"chain {hook} {{ type filter hook {hook} priority 0; ct state invalid drop; }}\n"
+        for hook in ("input", "forward", "output")
+    )
+    rules += "chain hide { type nat hook postrouting priority srcnat; oifname wan masquerade; }\n"
+    ports = "net/ipv4/ip_local_port_range"
+    found = network.router.run(["cat", f"/proc/sys/{ports}"]).stdout
+    network.router.run(["nft", "-f", "-"], input=f"table inet strict {{ {rules} }}")
+    try:
+        network.router.sysctl(ports, "40000 40003")
+        gateway({"mode": mode})
+        for server, source in ((postfix.ipv4, PUBLIC_CLIENT4), (postfix.ipv6, PUBLIC_CLIENT6)):
+            held = [greeted(network, server, source, port) for port in range(40000, 40004)]
+            for client in held:
+                quit_first(client)
+    finally:
+        network.router.sysctl(ports, found)
+        network.router.run(["nft", "delete", "table", "inet", "strict"])
+
+
 @pytest.mark.parametrize("mode", INTERCEPTING)
 def test_each_server_is_reached_by_its_own_address(
     network: Network,
