@@ -46,11 +46,13 @@ _PRIVATE = {
 _LOCKED_AT_ONCE = 1 << 20  # a bound for the kernel; no lock directory comes near it
 _BEGINNING_AT_ONCE = 65_535  # when a flood fills it, only handshakes by SYN cookies suffer
 MARKED = -101  # the last before translation: marks that others set at mangle (-150) would replace ours
+_TRANSLATED = -99  # the first after it
 _HOOKS: dict[str, Json] = {
     "arrival": {"type": "filter", "hook": "prerouting", "prio": -300, "policy": "accept"},
     "intercept": {"type": "filter", "hook": "prerouting", "prio": MARKED, "policy": "accept"},
     "translate": {"type": "nat", "hook": "prerouting", "prio": -100, "policy": "accept"},
-    "again": {"type": "filter", "hook": "prerouting", "prio": -99, "policy": "accept"},
+    "held": {"type": "filter", "hook": "prerouting", "prio": _TRANSLATED, "policy": "accept"},
+    "again": {"type": "filter", "hook": "prerouting", "prio": _TRANSLATED, "policy": "accept"},
     "listener": {"type": "filter", "hook": "input", "prio": 0, "policy": "accept"},
 }
 _FROM_LAN = in_set(meta("iifname"), names.LAN)
@@ -220,12 +222,11 @@ def _interception(config: Config) -> Iterator[Rule]:
 
 
 def _tproxy(config: Config, *, private: bool) -> Iterator[Rule]:
-    """Take mail of the LAN as it is, `private`: but not that of private clients."""
-    held = [*OURS, set_mark(config.fwmark), ACCEPT]
-    comment = "sessions the gateway holds: the client's packets, and the server's to its address"
-    yield "intercept", comment, [CONTINUES, *held]
-    comment = "errors on the way of such packets, such as: too large for the path"
-    yield from (("intercept", comment, [error, *held]) for error in ICMP_ERRORS)
+    """Take mail of the LAN as it is, `private`: but not that of private clients.
+
+    What belongs to a session is looked for after translation: behind masquerading, packets and errors from
+    outside bear the client's address only then. The kernel finds some of them before, but not all.
+    """
     mail = [_FROM_LAN, _TO_MAIL, TO_OTHERS, goto("mail")]
     yield "intercept", "mail of the LAN, but not what is meant for this router itself", mail
     yield from _trusted("mail", [count(names.TRUSTED), ACCEPT], "passes by")
@@ -245,6 +246,11 @@ def _tproxy(config: Config, *, private: bool) -> Iterator[Rule]:
         yield "taken", comment, [update(beginning, key)]
     yield "taken", "to the gateway", [count(names.INTERCEPTED), ACCEPT]
     yield from _nobody_listens(config, "mail", [])
+    held = [*OURS, set_mark(config.fwmark), ACCEPT]
+    comment = "sessions the gateway holds: the client's packets, and the server's to its address"
+    yield "held", comment, [CONTINUES, *held]
+    comment = "errors on the way of such packets, such as: too large for the path"
+    yield from (("held", comment, [error, *held]) for error in ICMP_ERRORS)
 
 
 def _redirection(config: Config, *, private: bool) -> Iterator[Rule]:

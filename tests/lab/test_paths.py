@@ -1,9 +1,11 @@
 """What routers on the way say of packets (ICMP) reaches the gateway, in whose name they may have been sent.
 
 Beyond the lab's client and mail server there is a further host each, behind a link that takes smaller packets
-than its ends know of: path MTU discovery (RFC 1191, RFC 8201) has to find out.
+than its ends know of: path MTU discovery (RFC 1191, RFC 8201) has to find out, with the router's own address
+in place of the client's, too.
 """
 
+import itertools
 import time
 from collections.abc import Iterator
 
@@ -19,6 +21,13 @@ pytestmark = pytest.mark.lab
 
 MODES = ("tproxy", "netfilter", "tproxy,netfilter")
 MTU = 1300
+MASQUERADE = """
+    table inet lab {
+        chain hide {
+            type nat hook postrouting priority srcnat; oifname wan masquerade
+        }
+    }
+"""
 MUCH = b"much\r\n" * 100_000
 # Public addresses, so that mode tproxy,netfilter goes on in the client's name.
 INNER4, INNER6 = "203.0.114.5", "2001:db8:78::5"
@@ -76,10 +85,12 @@ def server(narrow: Narrow) -> Iterator[ScriptedServer]:
     made.close()
 
 
-@pytest.fixture(params=MODES)
+@pytest.fixture(params=itertools.product(MODES, ("", MASQUERADE)))
 def gateway(narrow: Narrow, request: pytest.FixtureRequest) -> Iterator[Gateway]:
-    made = Gateway(narrow.router, {"mode": request.param, "timeout_connect": 20}).start()
+    mode, rules = request.param
+    made = Gateway(narrow.router, {"mode": mode, "timeout_connect": 20}).start()
     router.install(narrow.router, made.file.read_text())
+    narrow.router.run(["nft", "-f", "-"], input=rules)
     yield made
     router.release(narrow.router)
     made.close()

@@ -221,12 +221,12 @@ def fill_hooks() -> None:
     """The kernel takes 1024 chains at a hook, and no more."""
     chain = {"family": "inet", "table": "many", "type": "filter", "hook": "prerouting", "prio": 5}
     kernel.transact([{"add": {"table": {"family": "inet", "name": "many"}}}])
-    kernel.transact([{"add": {"chain": chain | {"name": f"c{number}"}}} for number in range(1021)])
+    kernel.transact([{"add": {"chain": chain | {"name": f"c{number}"}}} for number in range(1020)])
 
 
 @pytest.mark.parametrize("before_it", [None, TPROXY])
 def test_when_the_transaction_fails_nothing_has_changed(tmp_path: Path, before_it: str | None) -> None:
-    """Sysctls and routes are done by then, and there is no room for the third chain."""
+    """Sysctls and routes are done by then, and there is no room for all chains."""
 
     def work() -> None:
         if before_it:
