@@ -180,6 +180,7 @@ class Installer:
                 yield f"mail is taken by {taker}; remove that rule, or change intercept_ports"
         if "tproxy" in config.mode:
             yield from routes.conflicts(config)
+            yield from sysctls.conflicts(config)
             for rule in foreign.marks(listing, config.fwmark):
                 yield f"fwmark {config.fwmark} is set by {rule}; choose another"
 

@@ -1,16 +1,21 @@
 """The sysctls that the mail's way depends on.
 
-None has to be set: interception works whatever rp_filter, src_valid_mark, tcp_fwmark_accept and others say (a
-lab test tries them). What passes by the gateway, though, passes only if this is a router at all. That is the
-administrator's decision, so it is looked at and never changed. Called by the installer.
+Interception works whatever rp_filter, src_valid_mark, tcp_fwmark_accept and others say (a lab test tries
+them), but for those of br_netfilter where the LAN is a bridge. What passes by the gateway passes only if this
+is a router at all. All that is the administrator's decision, so it is looked at and never changed. Called by
+the installer.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from pyroute2 import IPRoute
+
 from appliance.config import Config
-from appliance.nft.ruleset import intercepts
+from appliance.nft.ruleset import intercepts, versions
 
 _PROC = Path("/proc/sys")
+_BRIDGED = {4: "net.bridge.bridge-nf-call-iptables", 6: "net.bridge.bridge-nf-call-ip6tables"}
 _FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
 
@@ -20,10 +25,33 @@ def found(config: Config) -> dict[str, str]:
         return {}
     values: dict[str, str] = {}
     for name in _FORWARDING.values():
-        path = _PROC / name.replace(".", "/")
-        if path.exists():
-            values[name] = path.read_text().strip()
+        if value := _read(name):
+            values[name] = value
     return values
+
+
+def conflicts(config: Config) -> Iterator[str]:
+    """Tell which bridges show their packets to the rules too early, each with what to do.
+
+    What TPROXY chooses is forgotten when a packet leaves the bridge for the router, and nobody asks it again.
+    """
+    if "tproxy" not in config.mode:
+        return
+    with IPRoute() as netlink:
+        bridges = {link.get_attr("IFLA_IFNAME") for link in netlink.get_links(kind="bridge")}
+    for interface in sorted(bridges & set(config.lan_interfaces)):
+        for name in [_BRIDGED[version] for version in versions(config)]:
+            if _read(name) == "1":
+                yield (
+                    f"lan_interfaces: {interface} is a bridge, over which mode {config.mode} does not work "
+                    f"while sysctl {name} is 1; set it to 0, or use mode netfilter"
+                )
+
+
+def _read(name: str) -> str:
+    """Give the value, or nothing if this kernel lacks it."""
+    path = _PROC / name.replace(".", "/")
+    return path.read_text().strip() if path.exists() else ""
 
 
 def warnings(values: dict[str, str]) -> list[str]:

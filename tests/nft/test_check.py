@@ -226,6 +226,11 @@ def test_other_tables_that_do_no_harm_are_left_alone(tmp_path: Path) -> None:
     as_router(work)
 
 
+BRIDGE = """
+    ip link delete lan
+    ip link add lan type bridge
+    sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables={}
+"""
 NAT = (
     "add table ip mine; add chain ip mine pre { type nat hook prerouting priority 0; }; add rule ip mine pre "
 )
@@ -252,6 +257,11 @@ NAT = (
             "sysctl -qw net.ipv6.conf.all.disable_ipv6=1",
             "bind_address :: serves IPv6, which is turned",
         ),
+        (
+            TPROXY,
+            BRIDGE.format(1),
+            "lan is a bridge, .* while sysctl net.bridge.bridge-nf-call-ip6tables is 1",
+        ),
     ],
 )
 def test_up_refuses_what_cannot_work(tmp_path: Path, configuration: str, command: str, reason: str) -> None:
@@ -263,6 +273,17 @@ def test_up_refuses_what_cannot_work(tmp_path: Path, configuration: str, command
             with pytest.raises(Refused, match=reason):
                 do()
         assert traces() == before
+
+    as_router(work)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "value"), [(TPROXY, 0), (NETFILTER, 1), ("mode tproxy\nlan_interfaces lan", 1)]
+)
+def test_a_bridge_is_welcome_otherwise(tmp_path: Path, configuration: str, value: int) -> None:
+    def work() -> None:
+        run("sh", "-c", BRIDGE.format(value))
+        Installer(parse(configuration), directory=tmp_path).up()
 
     as_router(work)
 
