@@ -212,10 +212,7 @@ class Log:
             if not self._stderr.poll(0):  # a terminal stopped with ^S or a pipe nobody reads
                 return False
             os.write(2, prefix.encode() + line + b"\n")
-        except BlockingIOError:
-            return False
-        except OSError:
-            self._stderr = None
+        except OSError:  # a pipe or a disk that is full, or nobody reads any more
             return False
         return True
 

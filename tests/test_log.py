@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +168,25 @@ def test_a_full_stderr_that_is_the_target_costs_lines_and_they_are_told(form: st
     assert told.endswith("2 log lines lost")
     assert again.endswith("again")
     assert log.lost == 0
+
+
+def test_a_full_disk_under_stderr_costs_lines_and_they_are_told(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        kept, limits = os.dup(2), resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            os.dup2(file.fileno(), 2)
+            log = Log("info", "daemon", stderr=False, target="stderr")
+            log.info("before")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file.tell(), limits[1]))
+            log.info("lost")
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            log.info("again")
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = [line.partition("]: ")[2] for line in (tmp_path / "log").read_text().splitlines()]
+    assert said == ["info: before", "warning: 1 log lines lost", "info: again"]
 
 
 def entry(datagram: bytes) -> dict[str, str]:
