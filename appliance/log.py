@@ -6,6 +6,7 @@ sent goes into a field, or through `plain()` when it has to stand among the word
 any.
 """
 
+import contextlib
 import datetime
 import json
 import os
@@ -220,12 +221,13 @@ class Log:
         if self._path is None:
             return
         self._next_attempt = time.monotonic() + _RETRY
-        fresh = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        try:
-            fresh.connect(self._path)
-        except OSError:
-            fresh.close()
-        else:
+        with contextlib.suppress(OSError):  # nobody is there, or no more files may be opened
+            fresh = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            try:
+                fresh.connect(self._path)
+            except OSError:
+                fresh.close()
+                raise
             self._socket = fresh
 
     def _send(self, datagram: bytes) -> bool:

@@ -124,6 +124,22 @@ def test_syslog_restarts(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.partition(": ")[2] for line in lines(second)] == ["1 log lines lost", "back"]
 
 
+def test_a_syslog_that_is_away_while_no_more_files_may_be_opened_costs_lines(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.log._RETRY", 0.0)
+    log = Log("info", "daemon", stderr=False, path=path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        log.info("no file for a socket")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    syslog = listen(path)
+    log.info("here")
+    assert [line.partition(": ")[2] for line in lines(syslog)] == ["1 log lines lost", "here"]
+
+
 def test_stderr_too(path: str, capfd: pytest.CaptureFixture[str]) -> None:
     Log("info", "daemon", stderr=True, path=path).err("SCAN:FAILED", why="gone")
     assert capfd.readouterr().err == f"smtp-gated[{os.getpid()}]: err: SCAN:FAILED why=gone\n"
