@@ -1,6 +1,8 @@
 """What a daemon tells systemd, and has it keep; nothing where systemd is not listening."""
 
+import array
 import contextlib
+import functools
 import os
 import select
 import socket
@@ -16,10 +18,16 @@ def notify(words: str, *descriptors: int) -> None:
     if not path:
         return
     address = "\0" + path[1:] if path.startswith("@") else path
-    sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    with sender, contextlib.suppress(OSError):
-        sender.connect(address)
-        socket.send_fds(sender, [words.encode()], descriptors)
+    with contextlib.suppress(OSError):
+        # Not by send_fds, which takes an address and loses it.
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
+        _sender().sendmsg([words.encode()], [rights], 0, address)
+
+
+@functools.cache
+def _sender() -> socket.socket:
+    """Give one socket for all messages: a daemon that may open no more files can still say that it lives."""
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
 
 def keep(name: str, descriptor: int) -> None:

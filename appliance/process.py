@@ -100,13 +100,16 @@ def set_capabilities(keep: int) -> None:
 
 async def ended(child: "subprocess.Popen[bytes]") -> int:
     """Wait for a child's end and reap it; give its exit status as Popen.wait does."""
-    if not LINUX:
+    try:
+        descriptor = os.pidfd_open(child.pid) if LINUX else -1
+    except OSError:  # no more files may be opened
+        descriptor = -1
+    if descriptor < 0:
         while (status := child.poll()) is None:  # noqa: ASYNC110 - there is nobody to set an Event
             await asyncio.sleep(_GLANCE)
         return status
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
-    descriptor = os.pidfd_open(child.pid)
     loop.add_reader(descriptor, ended.set)
     try:
         await ended.wait()

@@ -55,17 +55,20 @@ class Mirroring:
             why = "CAP_NET_ADMIN is missing: only the gateway itself turns locked clients away"
             self._log.warning("LOCK:KERNEL", why=why)
             return
-        while (status := await self._live()) or self._renewed:
+        while (why := await self._live()) or self._renewed:
             if not self._renewed:
-                self._log.crit("LOCK:KERNEL", why=f"the mirror ended with status {status}")
+                self._log.crit("LOCK:KERNEL", why=why)
                 await asyncio.sleep(_PAUSE)
             self._renewed = False
 
-    async def _live(self) -> int:
-        """See one mirror through its life; give its exit status."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            mirror = _start(theirs.fileno())
+    async def _live(self) -> str:
+        """See one mirror through its life; give why it ended, empty when that was of its own will."""
+        try:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                mirror = _start(theirs.fileno())
+        except (OSError, subprocess.SubprocessError) as error:  # no memory, too many files or processes
+            return f"the mirror does not start: {error}"
         try:
             reader, self._writer = await asyncio.open_connection(sock=ours)
             self._writer.write(self._order)
@@ -77,7 +80,7 @@ class Mirroring:
                 self._writer = None
             mirror.kill()
             status = mirror.wait()
-        return status
+        return f"the mirror ended with status {status}" if status else ""
 
 
 def _start(control: int) -> subprocess.Popen[bytes]:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pwd
 import re
+import resource
 import signal
 import socket
 import socketserver
@@ -235,11 +236,7 @@ def test_a_worker_that_dies_is_replaced_and_no_connection_is_refused(gateway: Ga
     after = gateway.workers()
     assert before[1] in after
     assert before[0] not in after
-    living = 0
-    for client in clients.values():
-        with contextlib.suppress(OSError):
-            living += talks(client)
-    assert 0 < living < len(clients)
+    assert 0 < sum(map(still_talks, clients.values())) < len(clients)
     assert "children.crashed: 1\n" in flat_status(gateway)
 
 
@@ -248,6 +245,50 @@ def flat_status(gateway: Gateway) -> str:
     gateway.signal(signal.SIGHUP)
     gateway.wait_log("RELOAD:DONE")
     return gateway.run("-s").stdout
+
+
+def test_a_gateway_that_may_open_no_more_files_lives_on(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the machine has no file left for anybody."""
+    systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    systemd.bind(str(gateway.home / "notify"))
+    systemd.settimeout(5)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(gateway.home / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "200000")
+    gateway.start()
+    clients = [gateway.session(f"127.0.0.{number}") for number in range(1, 9)]
+    pid, killed = gateway.pid() or 0, {gateway.workers()[0], *mirrors(gateway)}
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    for each in killed:
+        os.kill(each, signal.SIGKILL)
+    gateway.wait_log("WORKER:CRASHED worker=0")
+    assert 0 < sum(map(still_talks, clients)) < len(clients)
+    systemd.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            systemd.recv(1000)
+    systemd.settimeout(5)
+    assert systemd.recv(1000) == b"WATCHDOG=1"
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    gateway.session("127.0.0.1").close()
+    wait_until(lambda: len(gateway.workers()) == 2 and len(mirrors(gateway)) == len(killed) - 1)
+    for number in range(1, 9):
+        gateway.session(f"127.0.0.{number}").close()
+    systemd.close()
+
+
+def mirrors(gateway: Gateway) -> list[int]:
+    """Give the process number of the lock mirror, none where there can be none."""
+    children = Path(f"/proc/{gateway.pid()}/task/{gateway.pid()}/children").read_text()
+    return [int(pid) for pid in children.split() if "appliance.supervisor.mirror" in command_line(pid)]
+
+
+def still_talks(client: socket.socket) -> bool:
+    with contextlib.suppress(OSError):
+        return talks(client)
+    return False
 
 
 def test_workers_that_keep_dying_do_not_keep_the_machine_busy(gateway: Gateway) -> None:
