@@ -19,6 +19,7 @@ from appliance.log import Log
 from appliance.supervisor.worker import NOT_FOR_CHILDREN
 
 _PAUSE = 1.0  # seconds before another start
+_GONE_WITHIN = 5.0  # seconds between the end of the conversation and the end of the process
 
 
 class Mirroring:
@@ -74,6 +75,9 @@ class Mirroring:
             self._writer.write(self._order)
             with contextlib.suppress(ConnectionError):
                 await reader.read()  # it says nothing: this is its end
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GONE_WITHIN):
+                    await process.ended(mirror)  # who ends of its own will takes a moment
         finally:
             if self._writer:
                 self._writer.close()

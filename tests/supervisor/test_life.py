@@ -285,6 +285,19 @@ def mirrors(gateway: Gateway) -> list[int]:
     return [int(pid) for pid in children.split() if "appliance.supervisor.mirror" in command_line(pid)]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's gateway has a mirror")
+def test_a_mirror_without_its_library_ends_for_good(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (gateway.home / "nftables.py").write_text("raise ImportError('not installed')\n")
+    monkeypatch.setenv("PYTHONPATH", str(gateway.home))
+    gateway.start()
+    gateway.wait_log("LOCK:KERNEL why=install python3-nftables")
+    time.sleep(2)
+    assert mirrors(gateway) == []
+    assert (gateway.home / "log").read_text().count("LOCK:KERNEL") == 1
+
+
 def still_talks(client: socket.socket) -> bool:
     with contextlib.suppress(OSError):
         return talks(client)
