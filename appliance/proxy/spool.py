@@ -19,12 +19,10 @@ import fcntl
 import functools
 import os
 import stat
-import time
 from pathlib import Path
 from typing import Final
 
 _LIVE = ".live."
-_SETTLED = 60.0  # seconds; between creation and flock a copy is alive without looking so
 # open(2): kernel or file system without it
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
 
@@ -86,17 +84,20 @@ class Spool:
             raise
 
     def _open_named(self) -> None:
-        self._file = os.open(
-            self._live, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._give_name(str(self._live))
-        except OSError:
-            self._close_file()
-            self._live.unlink(missing_ok=True)
-            raise
-        self.path = self._name
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        while self.path is None:
+            self._file = os.open(self._live, flags, 0o600)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX)  # a sweep has it for a moment, and then it is gone
+                if os.fstat(self._file).st_nlink:
+                    self._give_name(str(self._live))
+                    self.path = self._name
+                else:
+                    self._close_file()
+            except OSError:
+                self._close_file()
+                self._live.unlink(missing_ok=True)
+                raise
 
     def _give_name(self, source: str) -> None:
         """Link `source` to the final name; an earlier message kept by the same session makes room."""
@@ -270,8 +271,7 @@ def _sweep_one(live: Path, name: Path) -> bool:
     fd = os.open(live, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
-        settled = time.time() - found.st_ctime > _SETTLED
-        if not (stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and settled):
+        if not (stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()):
             return False
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
         with contextlib.suppress(FileNotFoundError):

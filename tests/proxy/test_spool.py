@@ -1,6 +1,7 @@
 """A message's copy: limits, permissions, names, failures, and what a killed gateway leaves behind."""
 
 import errno
+import fcntl
 import gc
 import os
 import signal
@@ -262,30 +263,35 @@ time.sleep(60)
         process.send_signal(signal.SIGKILL)
 
 
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Let files count as leftovers at any age."""
-
-    def set_age(seconds: float) -> None:
-        monkeypatch.setattr(module, "_SETTLED", seconds)
-
-    set_age(-1.0)
-    return set_age
-
-
-def test_the_copies_of_a_killed_process_are_swept_when_they_have_settled(
-    tmp_path: Path, at_once: Callable[[float], None]
-) -> None:
+def test_the_copies_of_a_killed_process_are_swept(tmp_path: Path) -> None:
     kill_one_that_has(tmp_path, "")
     assert names(tmp_path) == [f".live.{NAME}", NAME]
-    at_once(60.0)
-    assert sweep(tmp_path) == 0
-    at_once(-1.0)
     assert sweep(tmp_path) == 1
     assert names(tmp_path) == []
 
 
-@pytest.mark.usefixtures("at_once")
+def test_a_copy_that_is_taken_for_a_leftover_while_it_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fcntl.flock
+    swept: list[int] = []
+
+    def flock(file: int, how: int) -> None:
+        if not swept:
+            swept.append(0)  # not when the sweep locks it
+            swept.append(sweep(tmp_path))
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    spool = Spool(tmp_path, NAME, 0o600, 100, named=True)
+    assert swept == [0, 1]
+    spool.write(b"whole")
+    assert (tmp_path / NAME).read_bytes() == b"whole"
+    assert sweep(tmp_path) == 0
+    spool.close()
+    assert names(tmp_path) == []
+
+
 def test_kept_and_foreign_files_are_never_swept(tmp_path: Path) -> None:
     kill_one_that_has(tmp_path, "spool.keep()")
     (tmp_path / "notes").write_text("by the administrator")
@@ -296,7 +302,6 @@ def test_kept_and_foreign_files_are_never_swept(tmp_path: Path) -> None:
     assert (tmp_path / NAME).read_bytes() == b"half a mess"
 
 
-@pytest.mark.usefixtures("at_once")
 def test_a_later_file_of_the_same_name_is_not_swept(tmp_path: Path) -> None:
     kill_one_that_has(tmp_path, "")
     (tmp_path / NAME).unlink()
@@ -305,7 +310,6 @@ def test_a_later_file_of_the_same_name_is_not_swept(tmp_path: Path) -> None:
     assert (tmp_path / NAME).read_text() == "another"
 
 
-@pytest.mark.usefixtures("at_once")
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
 def test_files_of_another_user_are_not_swept(tmp_path: Path) -> None:
     (tmp_path / f".live.{NAME}").write_text("")
