@@ -23,6 +23,7 @@ NAME_MAX = 32  # characters; what a datagram for IPv4 has room for
 FILE_MAX = 16 << 20  # bytes of a file of names
 COMMANDS = 8  # programs that run at once; more wait
 COMMAND_TIME = 2.0  # seconds for a program, its waiting included
+_GRACE = 0.5  # seconds for a program that is killed to be gone
 _LINE_MAX = 256  # bytes that a program prints
 _NAME = re.compile(rf"[A-Za-z0-9._@+=:/-]{{1,{NAME_MAX}}}")
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -110,7 +111,9 @@ class Command(Addresses):
         deadline = time.monotonic() + COMMAND_TIME
         run = asyncio.get_running_loop().run_in_executor
         try:
-            return await run(self._threads, self._run, connection, deadline)
+            # A thread may hang where nothing can be killed, as in a program on a disk that does not answer.
+            async with asyncio.timeout(COMMAND_TIME + _GRACE):
+                return await run(self._threads, self._run, connection, deadline)
         except (subprocess.TimeoutExpired, TimeoutError):
             why = f"no name within {COMMAND_TIME:g} s"
         except (OSError, ValueError) as error:

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import threading
 import time
 from ipaddress import ip_address
 from pathlib import Path
@@ -147,6 +149,23 @@ def test_programs_have_little_time_and_there_are_few(
     assert time.monotonic() - begin < 1.5
     assert len(os.listdir("/proc/self/fd")) <= len(before)  # noqa: PTH208
     assert 3 <= len(started.read_text().split()) < 10  # one may begin when another has just been ended
+
+
+def test_programs_that_cannot_be_killed_are_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idents, "COMMAND_TIME", 0.2)
+    gone = threading.Event()
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: gone.wait(10))
+    asked = command(tmp_path, "echo anna")
+
+    async def ask() -> list[str]:
+        return await asyncio.gather(*[asked.name(flow()) for _ in range(2 * idents.COMMANDS)])
+
+    begin = time.monotonic()
+    assert asyncio.run(ask()) == ["10.77.1.5"] * 2 * idents.COMMANDS
+    assert time.monotonic() - begin < 5
+    gone.set()
 
 
 def test_all_take_their_turn(tmp_path: Path) -> None:
