@@ -131,8 +131,8 @@ class Spool:
     def _append(self, data: bytes | memoryview) -> None:
         size = len(data)
         if self._file < 0 and MEMORY.held + size <= MEMORY.room:
-            MEMORY.held += size
             self._text += data
+            MEMORY.held += size
         else:
             try:
                 self._to_file()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -316,6 +317,19 @@ def test_files_of_another_user_are_not_swept(tmp_path: Path) -> None:
     os.chown(tmp_path / f".live.{NAME}", 12345, 12345)
     assert sweep(tmp_path) == 0
     assert names(tmp_path) == [f".live.{NAME}"]
+
+
+def test_a_piece_that_there_is_no_memory_for_takes_no_room(tmp_path: Path, memory: Memory) -> None:
+    class Full(bytearray):
+        def __iadd__(self, _: object) -> Self:
+            raise MemoryError
+
+    spool = Spool(tmp_path, NAME, 0o600, 100, named=False)
+    spool._text = Full()
+    with pytest.raises(MemoryError):
+        spool.write(b"half a message")
+    assert memory.held == 0
+    spool.close()
 
 
 def test_no_directory_nothing_to_sweep(tmp_path: Path) -> None:
