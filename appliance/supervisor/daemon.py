@@ -191,7 +191,9 @@ class Supervisor:
     def reload(self) -> tuple[list[str], list[str]]:
         """Read the configuration file again; give problems, for which nothing changes, and warnings."""
         if self.ending:
-            return ["the gateway is ending"], []
+            why = "the gateway is ending"
+            self._log.err(f"RELOAD:REFUSED {why}")
+            return [why], []
         if self._ready:
             notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:

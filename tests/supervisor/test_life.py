@@ -348,6 +348,8 @@ def test_the_end_waits_for_the_last_session_only(gateway: Gateway) -> None:
     client = gateway.session()
     gateway.signal(signal.SIGQUIT)
     gateway.wait_log("STOP: no more")
+    assert gateway.run("-r").returncode == 0
+    gateway.wait_log("RELOAD:REFUSED the gateway is ending")
     client.close()
     assert gateway.process.wait(10) == 0
 
