@@ -135,8 +135,9 @@ class Installer:
         """Do the steps in the order in which no packet is misled; when one fails, undo those before."""
         known = state.read()
         with ExitStack() as undo:
-            undo.callback(state.write if known else lambda _: state.remove(), known)
-            state.write(found) if found is not None else state.remove()
+            if found != known:  # what is there already needs no room on a disk that may be full
+                undo.callback(state.write if known else lambda _: state.remove(), known)
+                state.write(found) if found is not None else state.remove()
             for entry in plan.add:
                 undo.callback(routes.remove, entry)
                 routes.add(entry)

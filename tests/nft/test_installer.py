@@ -65,6 +65,21 @@ def test_flushed_rules_come_back_while_an_interface_is_away(tmp_path: Path) -> N
     as_router(work)
 
 
+def test_flushed_rules_come_back_while_nothing_can_be_written(tmp_path: Path) -> None:
+    def work() -> None:
+        installer = Installer(parse(TPROXY), directory=tmp_path)
+        installer.up()
+        (state,) = tmp_path.iterdir()
+        state.with_suffix(".new").mkdir()  # in the way of whatever is written, as a full disk would be
+        run("nft", "flush", "ruleset")
+        installer.up()
+        assert installer.check() == []
+        Installer(parse(BOTH), directory=tmp_path).up()
+        assert Installer(parse(BOTH), directory=tmp_path).check() == []
+
+    as_router(work)
+
+
 @pytest.mark.option("fwmark", "route_table")
 def test_other_mark_and_table(tmp_path: Path) -> None:
     def work() -> None:
