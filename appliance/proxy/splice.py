@@ -10,6 +10,7 @@ from functools import cache
 
 AVAILABLE = hasattr(os, "splice")
 _ROOM = 1 << 20  # bytes in the pipe, if the system allows; the more, the fewer times it is filled
+_PIECE = 1 << 18  # bytes that are read where there is no pipe
 
 
 @cache
@@ -28,7 +29,11 @@ def carry(source: int, target: int) -> tuple[int, bytes, OSError | None]:
     for; and the target's error, with which the rest is lost. Raises OSError for the source, BlockingIOError
     when nothing waits there.
     """
-    reading, writing = _pipe()
+    try:
+        reading, writing = _pipe()
+    except OSError:  # no more files may be opened: what there is goes through this process
+        data = os.read(source, _PIECE)
+        return len(data), data, None
     count = left = os.splice(source, writing, _ROOM)
     try:
         while left:

@@ -1,6 +1,7 @@
 """Streams and turns on real sockets, with epoll and with what other systems have in its place."""
 
 import asyncio
+import errno
 import os
 import random
 import socket
@@ -8,11 +9,12 @@ import struct
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import uvloop
 
-from appliance.proxy import readiness, streams
+from appliance.proxy import readiness, splice, streams
 from appliance.proxy.streams import BACKLOG, Owner, Stream, Turn
 
 MUCH = 3_000_000
@@ -366,7 +368,13 @@ def test_a_defect_costs_nobody_else_anything(pairs: Pairs) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "splice"), reason="this system has no splice(2)")
-def test_carried_bytes_arrive_behind_what_was_said(pairs: Pairs) -> None:
+@pytest.mark.parametrize("files", [True, False], ids=["by a pipe", "no file for a pipe"])
+def test_carried_bytes_arrive_behind_what_was_said(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch, files: bool
+) -> None:
+    if not files:
+        monkeypatch.setattr(splice, "_pipe", Mock(side_effect=OSError(errno.ENFILE, "no more files")))
+
     async def work(turn: Turn) -> None:
         (source, speaker), (target, listener) = pairs(), pairs()
         owner = Recorder()
