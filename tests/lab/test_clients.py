@@ -12,6 +12,7 @@ from lab.network import CLIENT6, Network
 from lab.process import wait_until
 from lab.servers import PASSWORD, Clamd, Exim, MailServer, Postfix
 from tests.lab.conftest import GatewayFactory
+from tests.lab.raw import RawClient
 
 pytestmark = pytest.mark.lab
 
@@ -142,3 +143,27 @@ def test_a_mail_server_sends_outward(
     assert len(received) == count  # each once, by the name that the sending server gave it
     if not tls:
         wait_until(lambda: running.log.count("SCAN:CLEAN") == count, 5, "all mails scanned")
+
+
+def test_several_recipients_between_exims(network: Network, exim: Exim, gateway: GatewayFactory) -> None:
+    """Exim's PRDR answers the end of a message once for each recipient: it must not come to that."""
+    exim.stop()
+    exim.options = "prdr_enable = true"
+    exim.start()
+    route = f"relay:\n  driver = manualroute\n  route_list = * {exim.ipv4}\n  transport = outward\n"
+    relay = Exim(network.client, name="relay-prdr", number=34, routers=route).start()
+    try:
+        gateway({"forbid_starttls": "yes"})
+        with RawClient(network.mail, exim.ipv4) as client:
+            assert b"-PRDR" in client.begin()
+        both = ["alice@example.test", "bob@example.test"]
+        text = "Subject: to both\n\ntext\n"
+        network.client.run(["exim4", "-odi", "-f", "a@client.test", *both], input=text)
+        for user in ("alice", "bob"):
+            assert b"X-NAT-Received" in exim.mailbox(user).wait("to both")
+        assert " Completed" in relay.log
+    finally:
+        relay.stop()
+        exim.stop()
+        exim.options = ""
+        exim.start()

@@ -276,7 +276,7 @@ class Session(ClientSide):
 
 def _masked(settings: Settings) -> set[bytes]:
     """The extensions that no client is told of."""
-    masked = set(UNINSPECTABLE)
+    masked = {*UNINSPECTABLE, b"PRDR"}  # by which a message has more replies than one
     if settings.forbid_starttls:
         masked.add(b"STARTTLS")
     if settings.mask_xclient:

@@ -93,7 +93,7 @@ COMMANDS = [
     case(
         "4.1 masked extensions in the middle and at the end; the last line keeps its blank",
         C("EHLO c"),
-        S("250-mx", "250-XEXCH50", "250-SIZE 1", "250-BURL imap", "250 XEXCH50"),
+        S("250-mx", "250-XEXCH50", "250-SIZE 1", "250-PRDR", "250-BURL imap", "250 XEXCH50"),
         client=["250-mx", "250 SIZE 1"],
         server=["EHLO c"],
         phase=Phase.COMMAND,
