@@ -44,6 +44,7 @@ mailbox:
 begin transports
 outward:
   driver = smtp
+  {outward}
 
 maildir:
   driver = appendfile
@@ -68,6 +69,7 @@ class Exim(MailServer):
         self.routers = routers
         self.log_file = self.directory / "log_main"
         self.options = options
+        self.outward = ""  # a line for that transport
 
     def argv(self) -> list[str | Path]:
         """Write the configuration where Exim trusts it; with another it would not deliver as another user."""
@@ -91,6 +93,7 @@ class Exim(MailServer):
             certificate=pem,
             key=key,
             options=self.options,
+            outward=self.outward,
             routers=self.routers,
         )
         etc = self.host.root / "etc/exim4"

@@ -145,6 +145,26 @@ def test_a_mail_server_sends_outward(
         wait_until(lambda: running.log.count("SCAN:CLEAN") == count, 5, "all mails scanned")
 
 
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("earlytalk", ["yes", "no"])
+def test_exim_that_would_talk_early(
+    network: Network, exim: Exim, gateway: GatewayFactory, earlytalk: str, tls: bool
+) -> None:
+    running = gateway({"earlytalk": earlytalk, "forbid_starttls": "no" if tls else "yes"})
+    route = f"relay:\n  driver = manualroute\n  route_list = * {exim.ipv4}\n  transport = outward\n"
+    relay = Exim(network.client, name=f"relay-{earlytalk}-{tls}", number=35, routers=route)
+    relay.outward = "hosts_pipe_connect = *"
+    relay.start()
+    try:
+        for number in range(3):
+            text = f"Subject: early {number}\n\ntext\n"
+            network.client.run(["exim4", "-odi", "-f", "a@client.test", "alice@example.test"], input=text)
+        arrive(exim, 3)
+        assert "EARLYTALK" not in running.log
+    finally:
+        relay.stop()
+
+
 def test_several_recipients_between_exims(network: Network, exim: Exim, gateway: GatewayFactory) -> None:
     """Exim's PRDR answers the end of a message once for each recipient: it must not come to that."""
     exim.stop()

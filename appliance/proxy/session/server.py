@@ -279,11 +279,14 @@ def _masked(settings: Settings) -> set[bytes]:
     masked = {*UNINSPECTABLE, b"PRDR"}  # by which a message has more replies than one
     if settings.forbid_starttls:
         masked.add(b"STARTTLS")
+    if settings.gates & Gate.EARLY:
+        masked |= _EARLY_TALK
     if settings.mask_xclient:
         masked.add(b"XCLIENT")
     return masked
 
 
+_EARLY_TALK: Final = frozenset((b"PIPECONNECT", b"PIPE_CONNECT", b"X_PIPE_CONNECT"))  # by Exim's age
 _SERVER_GONE: Final = frozenset((Phase.TAKEN, Phase.DIRECT, Phase.CLOSED))
 _XCLIENT: Final = frozenset((Awaited.XCLIENT_GREETING, Awaited.XCLIENT_EHLO, Awaited.XCLIENT))
 

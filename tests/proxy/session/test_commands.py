@@ -122,6 +122,21 @@ COMMANDS = [
         server=["EHLO c"],
     ),
     case(
+        "2 nobody is invited to talk early where that is refused",
+        C("EHLO c"),
+        S("250-mx", "250-PIPECONNECT", "250-X_PIPE_CONNECT", "250-SIZE 1", "250 PIPE_CONNECT"),
+        client=["250-mx", "250 SIZE 1"],
+        server=["EHLO c"],
+        settings={"gates": Gate.EARLY},
+    ),
+    case(
+        "2 but elsewhere",
+        C("EHLO c"),
+        S("250-mx", "250 PIPECONNECT"),
+        client=["250-mx", "250 PIPECONNECT"],
+        server=["EHLO c"],
+    ),
+    case(
         "4.1 forbid_starttls refuses the command",
         C("STARTTLS", "NOOP"),
         S("250 ok"),
