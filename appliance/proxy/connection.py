@@ -369,6 +369,10 @@ class Connection(Relay):
             self._look_for(self._server)
             return
         if session and session.phase is Phase.TAKEN:
+            left = self._heard + config.timeout_session - self._loop.time()
+            if left > 0 and session.swallowing:  # few look for the answer before all of a message has left
+                self._arm(left)
+                return
             self.note_end("timeout")
             session.expire()
             return

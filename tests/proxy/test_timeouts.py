@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.loopback import offers
 from tests.lab.scripted import Talk, mute
 from tests.proxy.inside import Inside, serve
 
@@ -109,6 +110,29 @@ def test_a_taken_over_session_has_so_long_in_all(inside: Inside, trickling: bool
         assert NOT_YET < time.monotonic() - begin < (2.5 if trickling else SOON)
         assert re.search(rb"^421 .*\r\n\Z", said, re.MULTILINE)
     inside.wait_log("CLOSE by=timeout")
+
+
+@pytest.mark.option("timeout_session", "size_limit")
+@pytest.mark.parametrize("way", ["DATA", "BDAT"])
+def test_a_refused_message_may_take_its_time_to_arrive(inside: Inside, way: str) -> None:
+    inside.use(timeout_session=1, size_limit=1000)
+    inside.server.hooks |= {"EHLO": offers("CHUNKING"), "BDAT": mute}
+    with inside.session() as client:
+        if way == "DATA":
+            client.begin()
+        else:
+            client.say("BDAT 2000 LAST")
+        client.send(b"x" * 1995)
+        assert client.reply().startswith("552 ")
+        trickle(client, b"\r\n.\r\n", 0.3)
+        assert client.ask("QUIT").startswith("221 ")
+    inside.wait_log("CLOSE by=server")
+    with inside.session() as client:
+        client.begin().send(b"x" * 2000)
+        assert client.reply().startswith("552 ")
+        seconds, said = end_after(client)
+        assert NOT_YET < seconds < SOON
+        assert said.startswith(b"421 ")
 
 
 @pytest.mark.option("timeout_direct")

@@ -140,6 +140,11 @@ class SessionState:
         """
         return len(self._in) - self._at
 
+    @property
+    def swallowing(self) -> bool:
+        """Whether the session is taken over, and its client has yet to send the rest of a message."""
+        return self._taken is not None and self._taken.swallowing
+
     def _reply(self, code: int, enhanced: str, text: str) -> bytes:
         return reply(code, enhanced if b"ENHANCEDSTATUSCODES" in self.offers else "", text)
 

@@ -42,6 +42,11 @@ class TakeOver:
         self._commands = 0
         self.done = False
 
+    @property
+    def swallowing(self) -> bool:
+        """Whether the client has yet to send the rest of a message."""
+        return self._body is not None or self._chunk_left > 0
+
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the client, give the replies. `done` turns true when both sides should part."""
         data = self._buffer + self._leave_message(data)
