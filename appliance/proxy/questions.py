@@ -19,8 +19,13 @@ Order = dict[str, object]
 
 
 async def answer(order: Order, service: Service, connections: Iterable[Connection]) -> object:
-    """Give the answer to sessions, clients (with `by` and `most`), client (with `address`) or scanners."""
+    """Give the answer to sessions, clients (with `by` and `most`), client (with `address`) or scanners.
+
+    A question for the pulse only asks whether there is one.
+    """
     match order["do"]:
+        case "pulse":
+            return True
         case "sessions":
             return [connection.row() for connection in connections]
         case "clients":

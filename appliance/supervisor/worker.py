@@ -22,6 +22,8 @@ from appliance import process
 
 READY_WITHIN = 10.0  # seconds from exec to the first word
 ANSWER_WITHIN = 2.0  # seconds
+_PULSE = 10.0  # seconds from one sign of life to the next question, and for the answer
+_MISSED = 3  # answers in a row
 _GONE_WITHIN = 5.0  # seconds between the end of the conversation and the end of the process
 _LONGEST_LINE = 16 << 20  # bytes; a session's row has some 150
 _LONGEST_REASON = 512
@@ -122,6 +124,7 @@ class Worker:
         """Converse with the process until it has ended, and see to it that it has."""
         reader, self._writer = await asyncio.open_connection(sock=self._ours, limit=_LONGEST_LINE)
         self._writer.writelines(self._waiting)
+        pulse = asyncio.create_task(self._feel_pulse())
         try:
             async with asyncio.timeout(READY_WITHIN) as patience:
                 while line := await reader.readline():
@@ -135,8 +138,21 @@ class Worker:
         except ConnectionError:
             pass  # it ended with orders unread
         finally:
+            pulse.cancel()
             self._writer.close()
             await self._end()
+
+    async def _feel_pulse(self) -> None:
+        """Kill the process when it hangs: its clients, and its share of all new ones, would wait for ever.
+
+        A machine that has stood still makes it miss one answer, not several.
+        """
+        missed = 0
+        while missed < _MISSED:
+            await asyncio.sleep(_PULSE)
+            if self._ready_since is not None:
+                missed = missed + 1 if await self.ask("pulse", _PULSE) is None else 0
+        self._accuse(f"it did not answer for {2 * _MISSED * _PULSE:.0f} s")
 
     def _hear(self, line: bytes) -> None:
         message = json.loads(line)

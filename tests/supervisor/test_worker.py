@@ -1,0 +1,40 @@
+"""One worker process, as the supervisor sees it."""
+
+import asyncio
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from appliance.proxy.scoreboard import Scoreboard
+from appliance.supervisor import worker
+from appliance.supervisor.worker import Worker
+from tests.ports import free_port
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_one_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, hangs: bool) -> None:
+    monkeypatch.setattr(worker, "_PULSE", 0.2)
+    config = f"mode fixed\nfixed_server 127.0.0.1\nspool_path {tmp_path}\nlock_path {tmp_path}\n"
+
+    async def live() -> Worker:
+        ready = asyncio.Event()
+        with socket.create_server(("127.0.0.1", free_port())) as listener:
+            made = Worker(0, listener, Scoreboard.create(1).fd, ready.set)
+        made.tell("start", config=config, version="1", stderr=False)
+        attending = asyncio.create_task(made.attend())
+        await asyncio.wait_for(ready.wait(), 10)
+        if hangs:
+            os.kill(made.pid, signal.SIGSTOP)
+        else:
+            await asyncio.sleep(10 * 0.2)  # as long as the other has at most
+            assert made.why == ""
+            made.tell("stop")
+        await asyncio.wait_for(attending, 10)
+        return made
+
+    ended = asyncio.run(live())
+    assert ended.misbehaved == hangs
+    assert ended.why == ("it did not answer for 1 s" if hangs else "")
