@@ -36,7 +36,7 @@ async def answer(order: Order, service: Service, connections: Iterable[Connectio
             ]
         case "client":
             return _client(str(order["address"]), service, connections)
-    return await _scanners(service)
+    return await ask_scanners(service)
 
 
 def _client(address: str, service: Service, connections: Iterable[Connection]) -> dict[str, object]:
@@ -77,7 +77,7 @@ def _of_lock(lock: Lock) -> str:
     return f"{read_lock(lock.path)[0] or 'no cause given'}, {until}"
 
 
-async def _scanners(service: Service) -> list[list[str]]:
+async def ask_scanners(service: Service) -> list[list[str]]:
     """Name, address and trouble of each scanner; the last is empty for one that is there."""
     config = service.config
     used = [

@@ -16,6 +16,7 @@ import pkgutil
 import socket
 import sys
 import traceback
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -60,7 +61,7 @@ class Worker:
         self._control = control
         self._clients = Clients()
         self._doorway: Doorway | None = None
-        self._asked: set[asyncio.Task[None]] = set()
+        self._errands: set[asyncio.Task[None]] = set()
         self._done = asyncio.Event()
 
     async def run(self) -> None:
@@ -92,6 +93,8 @@ class Worker:
                 config = parse(str(order["config"]))
                 language.use(config.locale)
                 self._checks = self._configured(config)
+                if self._index == 0:
+                    self._keep_busy(self._miss_scanners(self._checks.service))
             case "drain":
                 self._close_listener()
                 self._end_if_drained()
@@ -104,9 +107,17 @@ class Worker:
                 found = int(str(order["servers"]))
                 events.report_fanout(self._checks.service, str(order["address"]), found)
             case _:
-                asking = self._answer(order, self._checks.service)
-                self._asked.add(asked := self._loop.create_task(asking))
-                asked.add_done_callback(self._asked.discard)
+                self._keep_busy(self._answer(order, self._checks.service))
+
+    def _keep_busy(self, errand: Coroutine[None, None, None]) -> None:
+        self._errands.add(task := self._loop.create_task(errand))
+        task.add_done_callback(self._errands.discard)
+
+    async def _miss_scanners(self, service: Service) -> None:
+        """Tell which scanners of a new configuration are not there: its messages would be refused."""
+        for _, _, trouble in await questions.ask_scanners(service):
+            if trouble:
+                self._log.warning(trouble)
 
     async def _answer(self, order: dict[str, object], service: Service) -> None:
         found = await questions.answer(order, service, self._connections)

@@ -197,6 +197,7 @@ class Requests:
             workers = [worker for _, worker in self._gateway.workers.all()]
             answers = await asyncio.gather(*(worker.ask("sessions", _RELOADED_WITHIN) for worker in workers))
             silent = [worker.pid for worker, answer in zip(workers, answers, strict=True) if answer is None]
+            warnings += [str(row[2]) for row in await self._ask_scanners() or () if any(row[2:])]
         return {"problems": problems, "warnings": warnings, "silent": silent}
 
     async def _drain(self, request: Request) -> Answer:

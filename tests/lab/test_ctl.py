@@ -289,6 +289,12 @@ def test_a_reload_tells_what_came_of_it(start: Start) -> None:
     assert text.endswith("reloaded\n")
     assert {row["option"] for row in ctl.json("config", "diff")["differences"]} == {"workers"}
 
+    ctl.gateway.options |= {"antivirus_type": "clamd", "antivirus_path": "/run/mistyped"}
+    ctl.gateway.write()
+    missing = "no scanner at /run/mistyped (No such file or directory): start it, or correct antivirus_path"
+    assert missing in " ".join(ctl.text("reload").split())
+    ctl.gateway.wait_log(re.escape(missing))
+
     ctl.gateway.file.write_text("mode tproxy\nmax_per_host many\n")
     done = ctl("reload")
     assert done.returncode == 2  # the file cannot even tell where the socket is
@@ -299,7 +305,7 @@ def test_a_reload_tells_what_came_of_it(start: Start) -> None:
         assert done.returncode == 2
         assert "spool_path: directory /proc/nowhere" in done.stderr
         assert "the gateway goes on with what it had" in done.stderr
-    assert ctl.gateway.log.count("CONTROL:RELOAD uid=0") == 3
+    assert ctl.gateway.log.count("CONTROL:RELOAD uid=0") == 4
 
 
 def test_a_worker_that_hangs_is_named(start: Start) -> None:
