@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterator
 
 from appliance.config.config import OPTIONS, Config
+from appliance.config.dnsbl import together
 from appliance.config.options import MODES, PACKAGES
 from appliance.config.regex import Regex
 
@@ -74,7 +75,8 @@ def warnings(config: Config) -> Iterator[tuple[str, str]]:
     elif "fanout" in config.lock_on and not config.lan_interfaces:
         yield "lock_on", "fanout is found on lan_interfaces alone, and none is set"
     yield from _idle_quotas(config)
-    if config.dnsbl and sum(max(entry.weight, 0) for entry in config.dnsbl) < config.dnsbl_threshold:
+    at_most = together(entry for entry in config.dnsbl if entry.weight > 0)
+    if config.dnsbl and at_most < config.dnsbl_threshold:
         yield "dnsbl_threshold", "more than all zones of dnsbl weigh together, so they refuse nobody"
     if config.dnswl and not config.dnsbl:
         yield "dnswl", "dnsbl is not set, so there is nothing to spare its clients"

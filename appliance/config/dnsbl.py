@@ -3,7 +3,9 @@
 Used by the option tables; `DnsList` is for the check that asks. Nothing here asks anybody.
 """
 
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from appliance.config.network import IP, Port, SocketAddress
@@ -16,7 +18,8 @@ _ZONE = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?", re.ASCII)
 _ENTRY = re.compile(r"([^=*]*)(?:=([^*]*))?(?:\*(.*))?", re.DOTALL)
 _OCTET = re.compile(r"([0-9]{1,3})|\[([0-9;.-]{1,128})\]", re.ASCII)
 _RANGE = re.compile(r"([0-9]{1,3})(?:(?:-|\.\.)([0-9]{1,3}))?", re.ASCII)
-_WEIGHT = re.compile(r"[+-]?[0-9]{1,4}(?:\.[0-9]{1,3})?", re.ASCII)
+_DECIMALS = 3  # of a weight
+_WEIGHT = re.compile(rf"[+-]?[0-9]{{1,4}}(?:\.[0-9]{{1,{_DECIMALS}}})?", re.ASCII)
 _LONGEST = 220  # characters of a zone; 63 more hold a reversed IPv6 address within the 253 of a name
 _LOOPBACK = 127
 
@@ -45,6 +48,11 @@ class DnsList:
         answers = "=" + ".".join(_written(ranges) for ranges in self.answers) if self.answers else ""
         weight = "" if self.weight == 1 else f"*{float(self.weight)!r}".removesuffix(".0")
         return self.zone + answers + weight
+
+
+def together(lists: Iterable[DnsList]) -> float:
+    """Give what lists weigh together, as on paper: 0.1 and 0.7 make 0.8, and nothing less."""
+    return round(math.fsum(entry.weight for entry in lists), _DECIMALS)
 
 
 def _written(ranges: Ranges) -> str:

@@ -107,6 +107,11 @@ FILTER = "one.test=127.0.0.[2-11;20]"
             {"one.test": "127.0.0.2"},
             b"one.test (127.0.0.2)",
         ),
+        (
+            {"dnsbl": "one.test*0.7,two.test*0.1", "dnsbl_threshold": "0.8"},
+            {"one.test": "127.0.0.2", "two.test": "127.0.0.4"},
+            b"one.test (127.0.0.2), two.test (127.0.0.4)",
+        ),
         ({"dnsbl": "one.test,two.test*-1"}, {"one.test": "127.0.0.2", "two.test": "127.0.0.2"}, b""),
         ({"dnswl": "good.test"}, {"one.test": "127.0.0.2", "good.test": "127.0.5.1"}, b""),
         (

@@ -4,10 +4,10 @@ All zones are asked at the same time. One that does not answer lists nobody.
 """
 
 import asyncio
-import math
 from ipaddress import ip_address
 
 from appliance.config import Config, DnsList
+from appliance.config.dnsbl import together
 from appliance.proxy import events
 from appliance.proxy.checks.base import Check
 from appliance.proxy.resolver import ResolverError
@@ -44,7 +44,7 @@ class Dnsbl(Check):
         allowed, found = await asyncio.gather(
             self._find(visit, config.dnswl), self._find(visit, config.dnsbl)
         )
-        weight = math.fsum(entry.weight for entry, _ in found)
+        weight = together(entry for entry, _ in found)
         named = ", ".join(f"{entry.zone} ({answer})" for entry, answer in found[:_NAMED])
         if allowed:
             zone, answer = allowed[0][0].zone, allowed[0][1]
