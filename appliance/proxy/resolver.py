@@ -5,6 +5,7 @@ bounds; who asks for what is being asked for already joins in. What an answer me
 """
 
 import asyncio
+import copy
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -112,8 +113,10 @@ class Resolver:
             qname = dns.name.Name([*(label.encode() for label in name.split(".")), b""])
         except dns.exception.DNSException:  # no server has such a name
             return _Answer((), 0)
+        stub = copy.copy(self._current_stub())  # for this question alone
+        stub.timeout = min(stub.timeout, lifetime / len(stub.nameservers))  # or a silent one would take all
         try:
-            answer = await self._current_stub().resolve(
+            answer = await stub.resolve(
                 qname, kind, raise_on_no_answer=False, lifetime=lifetime, search=False, backend=_BACKEND
             )
         except dns.resolver.NXDOMAIN as nothing:

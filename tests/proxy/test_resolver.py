@@ -148,6 +148,18 @@ def test_the_next_server_is_asked_when_one_fails(names: NameServer) -> None:
         assert broken.asked
 
 
+@pytest.mark.parametrize("servers", [2, 3])
+def test_the_next_server_is_asked_when_one_is_silent_however_short_the_time(
+    names: NameServer, servers: int
+) -> None:
+    names.zone["host.test"] = [("A", "192.0.2.1")]
+    with name_server() as silent:
+        silent.zone["host.test"] = SILENCE
+        asker = Resolver([silent.address] * (servers - 1) + [names.address])
+        assert asyncio.run(asker.ask("host.test", "A", 1)) == ("192.0.2.1",)
+        assert silent.asked["host.test", "A"] == servers - 1
+
+
 def test_too_many_questions_fail_at_once(names: NameServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolver, "WAITING", 3)
     names.zone |= {f"{number}.test": SILENCE for number in range(4)}
