@@ -196,7 +196,9 @@ def test_what_the_server_rejects_is_an_event(limited: Limited, name: str) -> Non
 
 @pytest.mark.option("ratelimit_helos", "msg_ratelimit_helo")
 def test_names_in_helo(limited: Limited) -> None:
-    limited.start(ratelimit_helos=2, msg_ratelimit_helo="who are you", regex_reject_helo="spam")
+    limited.start(
+        ratelimit_helos=2, msg_ratelimit_helo="who are you", regex_reject_helo="spam", email_length=1
+    )
     for name in (b"spam.test", b"spam2.test"):  # a name that a pattern refuses is not counted
         with limited.client() as client:
             assert client.reply().startswith(b"220")

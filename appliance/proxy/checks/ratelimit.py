@@ -114,11 +114,13 @@ class Names(Quota):
 
     def ask(self, visit: Visit, subject: bytes) -> Verdict:
         """Count the name; case makes no difference."""
-        name = subject[: self._config.email_length].lower()
-        if self._record(visit).spend_name(self.use, name):
+        if self._record(visit).spend_name(self.use, self._name(subject).lower()):
             return PASS
         self._refused(visit, self.use)
         return self._cut(getattr(self._config, self.text))
+
+    def _name(self, subject: bytes) -> bytes:
+        return subject
 
 
 class Helos(Names):
@@ -135,6 +137,9 @@ class Senders(Names):
     gate = Gate.MAIL
     use = Use.MAILFROMS
     text = "msg_ratelimit_mailfrom"
+
+    def _name(self, subject: bytes) -> bytes:
+        return subject[: self._config.email_length]
 
 
 class Recipients(Quota):
