@@ -86,6 +86,21 @@ def test_a_null_sender_is_judged_by_its_helo(
     assert mail(network, postfix, "", helo=b"[10.77.1.5]").startswith(b"250 ")
 
 
+@pytest.mark.parametrize(
+    "sender", ["a@curt.test(x)", "(<a@soft.test>)a@curt.test", "a @ curt.test", ",a@curt.test;"]
+)
+def test_what_postfix_skips_hides_no_domain(
+    network: Network, postfix: Postfix, gateway: GatewayFactory, sender: str
+) -> None:
+    with RawClient(network.mail, postfix.ipv4) as straight:
+        straight.begin()
+        straight.envelope(sender=sender.encode())
+        straight.data(b"Subject: skipped")
+    assert postfix.mailbox("alice").wait("skipped").startswith(b"Return-Path: <a@curt.test>\n")
+    gateway(options())
+    assert mail(network, postfix, sender) == REFUSED + b"\r\n"
+
+
 @pytest.mark.option("spf", "spf_fixed_ip", "outgoing_addr")
 @pytest.mark.parametrize(
     ("more", "domain"),

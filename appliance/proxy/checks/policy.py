@@ -167,7 +167,7 @@ async def evaluate(
     `receiver` is the gateway's name, which explanations may mention. No error is raised: whatever goes wrong
     is a result.
     """
-    domain = _ascii((sender or helo).rpartition("@")[2]).removesuffix(".")
+    domain = _ascii((sender or helo).rpartition("@")[2].strip()).removesuffix(".")
     if not _HOST_NAME.fullmatch(domain):
         return Outcome("none", domain)
     local = sender.rpartition("@")[0]

@@ -53,13 +53,36 @@ _PATH: Final = re.compile(
     rb'[^:]*+:(?:<([^"<>]*+)>|%b<(%b)>|[ \t\v\f]*+([^ \t\v\f\r\n]*+))' % (_BEFORE, _INSIDE),
     re.IGNORECASE,
 )
+_MARK: Final = re.compile(rb'\\.|["()]')  # what may begin or end a comment
+_AROUND: Final = b" \t\v\f\r\n,;"  # what Postfix skips before and behind an address
 _BDAT: Final = re.compile(rb"[ \t]*BDAT[ \t]+([0-9]{1,15})([ \t]+LAST)?[ \t]*[\r\n]*", re.IGNORECASE)
 
 
 def path(line: bytes) -> bytes:
     """Give the address of a MAIL or RCPT line: what stands in angle brackets, or else the first word."""
-    found = _PATH.match(line)
-    return found[found.lastindex or 0].strip() if found else b""
+    found = _PATH.match(_without_comments(line) if b"(" in line else line)
+    return found[found.lastindex or 0].strip(_AROUND) if found else b""
+
+
+def _without_comments(line: bytes) -> bytes:
+    """Leave out what stands in parentheses (RFC 5322 section 3.2.2), as Postfix and Exim do.
+
+    To them `<a@b(x)>` is a@b, and so is `a@b(<c@d>)`. One that is not closed goes to the end, or to the last
+    bracket.
+    """
+    kept, at, depth, quoted = b"", 0, 0, False
+    for found in _MARK.finditer(line):
+        mark = found[0]
+        if mark == b'"':
+            quoted = quoted != (depth == 0)  # in a comment it is a letter
+        elif mark == b"(" and not quoted:
+            if not depth:
+                kept += line[at : found.start()]
+            depth += 1
+        elif mark == b")" and depth:
+            depth -= 1
+            at = found.end()
+    return kept + (b">" * kept.count(b"<") if depth else line[at:])
 
 
 def argument(line: bytes) -> bytes:

@@ -101,6 +101,7 @@ def result(server: NameServer, sender: str = "a@test.example") -> str:
         ('"a@b"@test.example', "fail"),
         ("a@TEST.Example", "fail"),
         ("a@test.example.", "fail"),
+        ("a @ test.example", "fail"),
         ("test.example", "fail"),
         ("postmaster", "none"),
         ("a@[192.0.2.1]", "none"),

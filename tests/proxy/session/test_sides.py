@@ -264,8 +264,20 @@ def test_texts_are_made_fit_for_a_reply(text: str, enhanced: str, written: bytes
         (b"MAIL FROM:\v<a@b>\r\n", b"a@b"),
         (b"MAIL FROM:< a@b >\r\n", b"a@b"),
         (b"MAIL FROM:<<a@b>>\r\n", b"a@b"),
+        (b"MAIL FROM:<,a@b; >\r\n", b"a@b"),
         (b"MAIL FROM:a@b AUTH=<>\r\n", b"a@b"),
         (b"RCPT TO:a@b ORCPT=rfc822;<c@d>\r\n", b"a@b"),
+        (b"MAIL FROM:<a@b(x)> SIZE=1\r\n", b"a@b"),
+        (b"MAIL FROM:(x)<(y)a(z)@b>\r\n", b"a@b"),
+        (b"MAIL FROM:(<c@d>)<a@b>\r\n", b"a@b"),
+        (b"MAIL FROM:(x(y)<c@d>)a@b\r\n", b"a@b"),
+        (b"MAIL FROM:(\\)<c@d>)a@b\r\n", b"a@b"),
+        (b'MAIL FROM:("<c@d>)<a@b>\r\n', b"a@b"),
+        (b'MAIL FROM:"("<a@b>\r\n', b"a@b"),
+        (b"RCPT TO:a@b(<c@d>\r\n", b"a@b"),
+        (b"RCPT TO:<a@b(<c@d>>\r\n", b"a@b"),
+        (b'RCPT TO:<"a(x)"@b>\r\n', b'"a(x)"@b'),
+        (b"RCPT TO:<a@b)>\r\n", b"a@b)"),
     ],
 )
 def test_the_path_of_an_envelope(line: bytes, path: bytes) -> None:
@@ -284,6 +296,8 @@ def test_the_path_of_an_envelope(line: bytes, path: bytes) -> None:
         b"x " * 1000,
         b':<"a"' * 400,
         b": AUTH=" * 250,
+        b":" + b"(" * 2000,
+        b":" + b"()" * 1000,
     ],
 )
 def test_no_line_costs_more_than_its_length(line: bytes) -> None:
