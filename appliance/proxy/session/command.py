@@ -45,7 +45,7 @@ _INSIDE: Final = rb'(?>(?:[^"<>]++|' + _QUOTED + rb")*)"
 # Lenient servers let words stand before the angle brackets, and the brackets be doubled. Without any brackets
 # around the address, those in a parameter do not count.
 _BEFORE: Final = (
-    rb'(?>(?:[^"< \t]++|[ \t]++(?>(?:(?:AUTH|ENVID|ORCPT)=[^ \t\r\n]*+)?)|'
+    rb'(?>(?:[^"< \t\v\f]++|[ \t\v\f]++(?>(?:(?:AUTH|ENVID|ORCPT)=[^ \t\v\f\r\n]*+)?)|'
     rb"%b|<(?=%b<))*)" % (_QUOTED, _INSIDE)
 )
 # As nearly everybody writes it, or else as somebody may.

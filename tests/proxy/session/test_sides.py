@@ -267,6 +267,7 @@ def test_texts_are_made_fit_for_a_reply(text: str, enhanced: str, written: bytes
         (b"MAIL FROM:<,a@b; >\r\n", b"a@b"),
         (b"MAIL FROM:a@b AUTH=<>\r\n", b"a@b"),
         (b"RCPT TO:a@b ORCPT=rfc822;<c@d>\r\n", b"a@b"),
+        (b"RCPT TO:a@b\vORCPT=rfc822;<c@d>\r\n", b"a@b"),
         (b"MAIL FROM:<a@b(x)> SIZE=1\r\n", b"a@b"),
         (b"MAIL FROM:(x)<(y)a(z)@b>\r\n", b"a@b"),
         (b"MAIL FROM:(<c@d>)<a@b>\r\n", b"a@b"),
