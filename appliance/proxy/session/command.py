@@ -53,15 +53,21 @@ _PATH: Final = re.compile(
     rb'[^:]*+:(?:<([^"<>]*+)>|%b<(%b)>|[ \t\v\f]*+([^ \t\v\f\r\n]*+))' % (_BEFORE, _INSIDE),
     re.IGNORECASE,
 )
-_PARENTHESIS: Final = 0x28  # a number is found faster than a byte string
 _MARK: Final = re.compile(rb'\\.|["()]')  # what may begin or end a comment
+_WORD: Final = re.compile(
+    rb'[^:]*+:[ \t\v\f]*+((?>(?:[^"< \t\v\f\r\n]++|%b|<[^>]*+>)*))' % _QUOTED, re.DOTALL
+)
 _AROUND: Final = b" \t\v\f\r\n,;"  # what Postfix skips before and behind an address
 _BDAT: Final = re.compile(rb"[ \t]*BDAT[ \t]+([0-9]{1,15})([ \t]+LAST)?[ \t]*[\r\n]*", re.IGNORECASE)
 
 
 def path(line: bytes) -> bytes:
     """Give the address of a MAIL or RCPT line: what stands in angle brackets, or else the first word."""
-    found = _PATH.match(_without_comments(line) if _PARENTHESIS in line else line)
+    if b"(" in line:
+        line = _without_comments(line)
+    if b";" in line and (word := _WORD.match(line)) and word[1].endswith(b";") and b":" in word[1]:
+        return word[1].rpartition(b":")[2].strip(b"<>" + _AROUND)  # a group: to Postfix <a@b>:c@d; is c@d
+    found = _PATH.match(line)
     return found[found.lastindex or 0].strip(_AROUND) if found else b""
 
 
