@@ -54,9 +54,8 @@ _PATH: Final = re.compile(
     re.IGNORECASE,
 )
 _MARK: Final = re.compile(rb'\\.|["()]')  # what may begin or end a comment
-_WORD: Final = re.compile(
-    rb'[^:]*+:[ \t\v\f]*+((?>(?:[^"< \t\v\f\r\n]++|%b|<[^>]*+>)*))' % _QUOTED, re.DOTALL
-)
+_PART: Final = rb'(?>(?:[^":< \t\v\f\r\n]++|%b|<%b>|<)*)' % (_QUOTED, _INSIDE)
+_GROUP: Final = re.compile(rb"[^:]*+:[ \t\v\f]*+((?>(?:%b:)+))(%b)" % (_PART, _PART))
 _AROUND: Final = b" \t\v\f\r\n,;"  # what Postfix skips before and behind an address
 _BDAT: Final = re.compile(rb"[ \t]*BDAT[ \t]+([0-9]{1,15})([ \t]+LAST)?[ \t]*[\r\n]*", re.IGNORECASE)
 
@@ -65,8 +64,9 @@ def path(line: bytes) -> bytes:
     """Give the address of a MAIL or RCPT line: what stands in angle brackets, or else the first word."""
     if b"(" in line:
         line = _without_comments(line)
-    if b";" in line and (word := _WORD.match(line)) and word[1].endswith(b";") and b":" in word[1]:
-        return word[1].rpartition(b":")[2].strip(b"<>" + _AROUND)  # a group: to Postfix <a@b>:c@d; is c@d
+    group = _GROUP.match(line) if line.count(b":") > 1 else None
+    if group and (b">" in group[1] or group[2].endswith(b";")):  # to Postfix <a@b>:c@d; is c@d
+        return group[2].strip(b"<>" + _AROUND)
     found = _PATH.match(line)
     return found[found.lastindex or 0].strip(_AROUND) if found else b""
 

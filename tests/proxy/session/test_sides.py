@@ -270,6 +270,8 @@ def test_texts_are_made_fit_for_a_reply(text: str, enhanced: str, written: bytes
         (b"RCPT TO:a@b\vORCPT=rfc822;<c@d>\r\n", b"a@b"),
         (b"MAIL FROM:<c@d>:a@b;\r\n", b"a@b"),
         (b"MAIL FROM:<c@d>x:<a@b>; SIZE=1\r\n", b"a@b"),
+        (b"MAIL FROM:@r<c@d>:a@b\r\n", b"a@b"),
+        (b'MAIL FROM:<"c>:d"@b>\r\n', b'"c>:d"@b'),
         (b"RCPT TO:c@d:a@b; NOTIFY=NEVER\r\n", b"a@b"),
         (b"RCPT TO:<@r:a@b> ORCPT=rfc822;c:d;\r\n", b"@r:a@b"),
         (b"MAIL FROM:<a@b(x)> SIZE=1\r\n", b"a@b"),
@@ -303,9 +305,10 @@ def test_the_path_of_an_envelope(line: bytes, path: bytes) -> None:
         b": AUTH=" * 250,
         b":" + b"(" * 2000,
         b":" + b"()" * 1000,
-        b":;" + b"<" * 2000,
-        b':;"' + b"\\a" * 1000,
-        b":" + b"<>;" * 680,
+        b"::" + b"<" * 2000,
+        b'::"' + b"\\a" * 1000,
+        b":" + b"<>:" * 680,
+        b"::" + b'<"' * 1000,
     ],
 )
 def test_no_line_costs_more_than_its_length(line: bytes) -> None:
