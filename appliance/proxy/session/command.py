@@ -53,6 +53,7 @@ _PATH: Final = re.compile(
     rb'[^:]*+:(?:<([^"<>]*+)>|%b<(%b)>|[ \t\v\f]*+([^ \t\v\f\r\n]*+))' % (_BEFORE, _INSIDE),
     re.IGNORECASE,
 )
+_PARENTHESIS: Final = 0x28  # a number is found faster than a byte string
 _MARK: Final = re.compile(rb'\\.|["()]')  # what may begin or end a comment
 _PART: Final = rb'(?>(?:[^":< \t\v\f\r\n]++|%b|<%b>|<)*)' % (_QUOTED, _INSIDE)
 _GROUP: Final = re.compile(rb"[^:]*+:[ \t\v\f]*+((?>(?:%b:)+))(%b)" % (_PART, _PART))
@@ -62,7 +63,7 @@ _BDAT: Final = re.compile(rb"[ \t]*BDAT[ \t]+([0-9]{1,15})([ \t]+LAST)?[ \t]*[\r
 
 def path(line: bytes) -> bytes:
     """Give the address of a MAIL or RCPT line: what stands in angle brackets, or else the first word."""
-    if b"(" in line:
+    if _PARENTHESIS in line:
         line = _without_comments(line)
     group = _GROUP.match(line) if line.count(b":") > 1 else None
     if group and (b">" in group[1] or group[2].endswith(b";")):  # to Postfix <a@b>:c@d; is c@d
