@@ -16,7 +16,7 @@ from tests.ports import free_port
 
 @pytest.mark.parametrize("hangs", [False, True])
 def test_one_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, hangs: bool) -> None:
-    monkeypatch.setattr(worker, "_PULSE", 0.2)
+    monkeypatch.setattr(worker, "_PULSE", 0.5)
     config = f"mode fixed\nfixed_server 127.0.0.1\nspool_path {tmp_path}\nlock_path {tmp_path}\n"
 
     async def live() -> Worker:
@@ -29,7 +29,7 @@ def test_one_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         if hangs:
             os.kill(made.pid, signal.SIGSTOP)
         else:
-            await asyncio.sleep(10 * 0.2)  # as long as the other has at most
+            await asyncio.sleep(6 * 0.5)  # as long as the other has at most
             assert made.why == ""
             made.tell("stop")
         await asyncio.wait_for(attending, 10)
@@ -37,4 +37,4 @@ def test_one_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     ended = asyncio.run(live())
     assert ended.misbehaved == hangs
-    assert ended.why == ("it did not answer for 1 s" if hangs else "")
+    assert ended.why == ("it did not answer for 3 s" if hangs else "")
