@@ -31,12 +31,10 @@ def found(config: Config) -> dict[str, str]:
 
 
 def conflicts(config: Config) -> Iterator[str]:
-    """Tell which bridges show their packets to the rules too early, each with what to do.
+    """Tell, in a mode with tproxy, which bridges show their packets to the rules too early, and what to do.
 
     What TPROXY chooses is forgotten when a packet leaves the bridge for the router, and nobody asks it again.
     """
-    if "tproxy" not in config.mode:
-        return
     with IPRoute() as netlink:
         bridges = {link.get_attr("IFLA_IFNAME") for link in netlink.get_links(kind="bridge")}
     for interface in sorted(bridges & set(config.lan_interfaces)):

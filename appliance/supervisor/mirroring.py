@@ -16,10 +16,9 @@ import sys
 from appliance import process
 from appliance.config import Config
 from appliance.log import Log
-from appliance.supervisor.worker import NOT_FOR_CHILDREN
+from appliance.supervisor.worker import GONE_WITHIN, NOT_FOR_CHILDREN
 
 _PAUSE = 1.0  # seconds before another start
-_GONE_WITHIN = 5.0  # seconds between the end of the conversation and the end of the process
 
 
 class Mirroring:
@@ -76,7 +75,7 @@ class Mirroring:
             with contextlib.suppress(ConnectionError):
                 await reader.read()  # it says nothing: this is its end
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_GONE_WITHIN):
+                async with asyncio.timeout(GONE_WITHIN):
                     await process.ended(mirror)  # who ends of its own will takes a moment
         finally:
             if self._writer:

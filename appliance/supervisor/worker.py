@@ -24,7 +24,7 @@ READY_WITHIN = 10.0  # seconds from exec to the first word
 ANSWER_WITHIN = 2.0  # seconds
 _PULSE = 10.0  # seconds from one sign of life to the next question, and for the answer
 _MISSED = 3  # answers in a row
-_GONE_WITHIN = 5.0  # seconds between the end of the conversation and the end of the process
+GONE_WITHIN = 5.0  # seconds between the end of the conversation and the end of the process
 _LONGEST_LINE = 16 << 20  # bytes; a session's row has some 150
 _LONGEST_REASON = 512
 _UNPRINTABLE = re.compile(r"[^ -~]")
@@ -176,7 +176,7 @@ class Worker:
 
     async def _end(self) -> None:
         try:
-            async with asyncio.timeout(_GONE_WITHIN):
+            async with asyncio.timeout(GONE_WITHIN):
                 code = await process.ended(self._process)
         except TimeoutError:
             self._accuse("it left without ending")
