@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.lab.scripted import Hook, ScriptedServer, Talk
-from tests.supervisor.test_life import Gateway, wait_until
+from tests.supervisor.program import Gateway, wait_until
 
 NAME = "gw.example.test"
 

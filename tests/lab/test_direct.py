@@ -15,7 +15,7 @@ import pytest
 
 from tests.lab.loopback import Scene, scene
 from tests.lab.scripted import Talk, descriptors
-from tests.supervisor.test_life import wait_until
+from tests.supervisor.program import wait_until
 
 pytestmark = pytest.mark.lab
 

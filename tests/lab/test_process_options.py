@@ -20,8 +20,8 @@ from lab.samples import EICAR
 from lab.servers import Clamd, Spamd
 from tests.lab.loopback import NAME, Scene, scene
 from tests.lab.scripted import BODY, Talk
-from tests.supervisor import test_life
-from tests.supervisor.test_life import wait_until
+from tests.supervisor import program
+from tests.supervisor.program import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -186,9 +186,9 @@ def test_the_script_is_in_the_root_too(home: Path) -> None:
 @pytest.mark.option("enfile_sleep")
 def test_out_of_files_clients_wait_in_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limited = tmp_path / "limited"
-    limited.write_text(f'#!/bin/sh\nexec prlimit --nofile=64 {test_life.PROGRAM} "$@"\n')
+    limited.write_text(f'#!/bin/sh\nexec prlimit --nofile=64 {program.PROGRAM} "$@"\n')
     limited.chmod(0o755)
-    monkeypatch.setattr(test_life, "PROGRAM", str(limited))
+    monkeypatch.setattr(program, "PROGRAM", str(limited))
     with scene(enfile_sleep=1, connect_queue=200, workers=1, lock_on="never") as gate:
         crowd = [gate.client() for _ in range(40)]
         served: list[str] = []

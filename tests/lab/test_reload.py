@@ -20,7 +20,7 @@ from lab.network import Network
 from lab.process import wait_until
 from tests.lab.conftest import GatewayFactory
 from tests.lab.scripted import ScriptedServer, Talk
-from tests.supervisor.test_life import PROGRAM, Gateway
+from tests.supervisor.program import PROGRAM, Gateway
 
 pytestmark = pytest.mark.lab
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.scripted import ScriptedServer, Talk
-from tests.supervisor.test_life import PROGRAM, Gateway, wait_until
+from tests.supervisor.program import PROGRAM, Gateway, wait_until
 
 pytestmark = pytest.mark.lab
 

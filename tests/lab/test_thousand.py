@@ -20,7 +20,7 @@ from lab.samples import EICAR, GTUBE
 from lab.servers import Clamd, Spamd
 from tests.lab.loopback import Scene, says, scene
 from tests.lab.scripted import BODY, Talk
-from tests.supervisor.test_life import wait_until
+from tests.supervisor.program import wait_until
 
 pytestmark = pytest.mark.lab
 

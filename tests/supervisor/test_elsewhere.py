@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.supervisor.test_life import PROGRAM, Gateway, ended, gateway, server, wait_until
+from tests.supervisor.program import PROGRAM, Gateway, ended, wait_until
 
 pytestmark = pytest.mark.lab
-
-__all__ = ["gateway", "server"]  # fixtures
 
 ELSEWHERE = Path(__file__).with_name("elsewhere")
 

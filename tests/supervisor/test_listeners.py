@@ -13,7 +13,7 @@ import pytest
 
 from lab.process import wait_until
 from tests.ports import free_port
-from tests.supervisor.test_life import GREETING, PROGRAM, Gateway, gateway, server, talks  # noqa: F401
+from tests.supervisor.program import GREETING, PROGRAM, Gateway, talks
 
 pytestmark = pytest.mark.lab
 
@@ -48,7 +48,7 @@ class Keeper:
             if told.get("END"):
                 return
 
-    def start(self, gateway: Gateway) -> subprocess.Popen[str]:  # noqa: F811
+    def start(self, gateway: Gateway) -> subprocess.Popen[str]:
         """Start the gateway as systemd starts a service, and return when it is ready."""
         names, descriptors = list(self.kept), list(self.kept.values())
         moves = " ".join(f"{3 + index}<&{fd}-" for index, fd in enumerate(descriptors))
@@ -78,7 +78,7 @@ class Keeper:
 
 
 @pytest.fixture
-def keeper(gateway: Gateway) -> Iterator[Keeper]:  # noqa: F811
+def keeper(gateway: Gateway) -> Iterator[Keeper]:
     made = Keeper(gateway.home)
     yield made
     gateway.end()
@@ -86,7 +86,7 @@ def keeper(gateway: Gateway) -> Iterator[Keeper]:  # noqa: F811
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_clients_wait_for_the_next_gateway(gateway: Gateway, keeper: Keeper, number: int) -> None:  # noqa: F811
+def test_clients_wait_for_the_next_gateway(gateway: Gateway, keeper: Keeper, number: int) -> None:
     first = keeper.start(gateway)
     assert sorted(keeper.kept) == [
         f"plain-127.0.0.1-{gateway.port}-worker-{index}-of-2" for index in range(2)
@@ -103,7 +103,7 @@ def test_clients_wait_for_the_next_gateway(gateway: Gateway, keeper: Keeper, num
     assert len(keeper.kept) == 2
 
 
-def test_who_comes_while_it_drains_waits_for_nobody(gateway: Gateway, keeper: Keeper) -> None:  # noqa: F811
+def test_who_comes_while_it_drains_waits_for_nobody(gateway: Gateway, keeper: Keeper) -> None:
     gateway.write(control_socket=str(gateway.home / "control"))
     first = keeper.start(gateway)
     client = gateway.session()
@@ -119,7 +119,7 @@ def test_who_comes_while_it_drains_waits_for_nobody(gateway: Gateway, keeper: Ke
 
 @pytest.mark.parametrize("change", ["workers", "port"])
 def test_listeners_of_another_configuration_are_let_go(
-    gateway: Gateway,  # noqa: F811
+    gateway: Gateway,
     keeper: Keeper,
     change: str,
 ) -> None:
@@ -139,7 +139,7 @@ def test_listeners_of_another_configuration_are_let_go(
         assert talks(client)
 
 
-def test_descriptors_meant_for_another_process_are_left_alone(gateway: Gateway, keeper: Keeper) -> None:  # noqa: F811
+def test_descriptors_meant_for_another_process_are_left_alone(gateway: Gateway, keeper: Keeper) -> None:
     os.environ["LISTEN_PID"], os.environ["LISTEN_FDS"] = str(os.getpid()), "1"
     try:
         gateway.start()
