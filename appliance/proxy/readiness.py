@@ -1,7 +1,7 @@
 """Which of many sockets have something to say: one set of them, itself a file that an event loop can watch.
 
 On Linux that is epoll as it stands. Elsewhere `selectors` knows what the system has (kqueue), and `Ready`
-gives it epoll's few words. Used by `streams.py` alone.
+gives it epoll's few words, of which it knows only `READ` and `WRITE`. Used by `streams.py` alone.
 """
 
 import select
@@ -12,7 +12,8 @@ from typing import Final
 
 READ: Final = 1  # EPOLLIN
 WRITE: Final = 4  # EPOLLOUT
-LAST: Final = 0x2000  # EPOLLRDHUP: there is something to read, and an end behind it; not known everywhere
+LAST: Final = 0x2002  # EPOLLRDHUP, EPOLLPRI: an end, or an urgent byte, behind what there is to read
+EDGE: Final = 0x80000000  # EPOLLET: tell once, and again when more has come; modifying asks for both
 
 
 class Ready:

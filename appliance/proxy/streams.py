@@ -19,7 +19,7 @@ from typing import Final
 from mypy_extensions import trait
 
 from appliance.proxy import splice
-from appliance.proxy.readiness import LAST, READ, WRITE, Poll
+from appliance.proxy.readiness import EDGE, LAST, READ, WRITE, Poll
 
 BACKLOG: Final = 65536  # bytes that may wait for a peer before it is called full; or buffer_size
 _LITTLE: Final = 479  # bytes that there is always room for: the longest that Python has a pool for
@@ -250,6 +250,7 @@ class Stream(Watched):
     def carry_to(self, target: "Stream") -> None:
         """From now on let the kernel carry what the peer sends to another, past this process."""
         self._target = target
+        self._watch()
 
     def shut(self) -> None:
         """Tell the peer that this is all, once it has taken it."""
@@ -281,10 +282,14 @@ class Stream(Watched):
         if mask & ~WRITE:
             if not self._reads():
                 self._watch()
-            else:
-                count = self._read()
-                if count == _LITTLE or (count and mask & LAST):
-                    self._read()  # what is there already, if only an end, is worth no turn of its own
+                return
+            room = self._room
+            count = self._read()
+            if count == _LITTLE or (count and mask & LAST):
+                room = self._room
+                count = self._read()  # what is there already, if only an end, is worth no turn of its own
+            if count and (count == room or mask & LAST):
+                self._turn.watch(self._fd, self._mask, self._mask, self)  # tell again if that was not all
 
     def flush(self) -> None:
         """Send what was said, behind what still waits."""
@@ -316,10 +321,13 @@ class Stream(Watched):
     def _watch(self) -> None:
         """Be told of what can be done about what there is to do.
 
-        That reading is over for now is only said when the set insists: often it is resumed before, or the
-        socket closed.
+        That reading is over for now is only said when the set tells of something to read: often it is resumed
+        before, or the socket closed. Of what one read takes whole the set tells once, so it need not look at
+        each socket again before it waits; of what the kernel carries nobody knows how much is left there.
         """
-        mask = (READ | LAST if self._reads() else 0) | (WRITE if self._stuck else 0)
+        mask = WRITE if self._stuck else 0
+        if self._reads():
+            mask |= READ | LAST if self._target else READ | LAST | EDGE
         if mask != self._mask and not self._closed:
             self._turn.watch(self._fd, mask, self._mask, self)
             self._mask = mask

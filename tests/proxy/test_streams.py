@@ -305,6 +305,47 @@ def test_a_pause_holds_back_and_an_end_is_told_once(pairs: Pairs) -> None:
     run(work)
 
 
+def test_no_byte_is_missed_however_often_reading_stops_and_goes_on(pairs: Pairs) -> None:
+    draw = random.Random(5)
+    near = (1, 30, streams._LITTLE, 2 * streams._LITTLE, streams._SOME, 70_000)
+
+    async def work(turn: Turn) -> None:
+        owner, stream, peer = met(turn, pairs)
+        owner.answer = lambda stream, _: stream.pause() if draw.random() < 0.7 else None
+        sent = b""
+        for _ in range(300):
+            data = draw.randbytes(max(draw.choice(near) + draw.choice((-1, 0, 1)), 1))
+            sent += data
+            peer.sendall(data)
+            for _ in range(draw.randrange(3)):
+                await asyncio.sleep(0)
+                stream.resume()
+                if draw.random() < 0.3:
+                    stream.pause()
+        peer.shutdown(socket.SHUT_WR)
+        owner.answer = None
+        stream.resume()
+        await owner.wait(lambda: owner.of("heard")[-1:] == [b""])
+        assert owner.has_heard(sent)
+
+    run(work)
+
+
+def test_what_comes_behind_an_urgent_byte_is_heard(pairs: Pairs) -> None:
+    async def work(turn: Turn) -> None:
+        owner, stream, peer = met(turn, pairs)
+        stream.pause()
+        for _ in range(3):
+            peer.sendall(b"NOOP\r\n")
+            peer.send(b"!", socket.MSG_OOB)
+        peer.sendall(b"QUIT\r\n")
+        await asyncio.sleep(0.05)
+        stream.resume()
+        await owner.wait(lambda: b"".join(map(bytes, owner.of("heard"))).endswith(b"QUIT\r\n"))  # type: ignore[arg-type]
+
+    run(work)
+
+
 @pytest.mark.parametrize("busy", [False, True], ids=["silent", "sent to"])
 @pytest.mark.parametrize("paused", [False, True], ids=["read", "paused"])
 def test_a_reset_is_an_error_however_it_is_met(pairs: Pairs, busy: bool, paused: bool) -> None:
