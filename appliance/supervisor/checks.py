@@ -20,6 +20,7 @@ from appliance.proxy import scanners
 
 _DESCRIPTORS = 64  # of a worker without sessions, generously
 _DESCRIPTORS_OF_SESSION = 5  # client, server, copy, and a scanner's connection or a script's
+_ANY_NUMBER = 1 << 32  # of sessions, where max_connections sets no limit
 
 
 def obstacles(config: Config) -> list[str]:
@@ -39,7 +40,7 @@ def warnings(config: Config) -> list[str]:
     if who.uid == 0:
         found.append("set_user: the workers run as root, which breaks locking; name another user")
     needed, allowed = descriptors(config), resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if allowed != resource.RLIM_INFINITY and allowed < needed:
+    if config.max_connections and allowed != resource.RLIM_INFINITY and allowed < needed:
         found.append(
             f"max_connections {config.max_connections}: may need {needed} open files, of which the system "
             f"allows {allowed}; raise the hard limit (ulimit -Hn, LimitNOFILE=)"
@@ -64,7 +65,7 @@ def _runnable(program: Path, who: Identity) -> bool:
 
 def descriptors(config: Config) -> int:
     """The most files a worker may have open, should all clients be its own."""
-    return _DESCRIPTORS + _DESCRIPTORS_OF_SESSION * config.max_connections
+    return _DESCRIPTORS + _DESCRIPTORS_OF_SESSION * (config.max_connections or _ANY_NUMBER)
 
 
 def absent_scanners(config: Config) -> tuple[list[str], list[str]]:

@@ -353,13 +353,15 @@ def test_an_end_while_it_starts_leaves_nothing_behind(gateway: Gateway, number: 
     assert not Path(gateway.options["pidfile"]).exists()
 
 
-def test_workers_may_open_as_many_files_as_the_sessions_need(gateway: Gateway) -> None:
-    gateway.write(max_connections="700")
+@pytest.mark.parametrize("most", ["700", "0"])
+def test_workers_may_open_as_many_files_as_the_sessions_need(gateway: Gateway, most: str) -> None:
+    gateway.write(max_connections=most)
     with (gateway.home / "log").open("w") as log:
         limited = ["prlimit", "--nofile=256:3000", PROGRAM, "-f", str(gateway.file)]
         gateway.process = subprocess.Popen(limited, stderr=log, text=True)
     gateway.wait_log("START ")
-    assert "max_connections 700: may need 3564 open files" in (gateway.home / "log").read_text()
+    warned = "max_connections 700: may need 3564 open files" in (gateway.home / "log").read_text()
+    assert warned == (most == "700")  # without a limit the files are the limit
     for pid in gateway.workers():
         limits = Path(f"/proc/{pid}/limits").read_text()
         assert re.search(r"Max open files +3000 +3000", limits)
