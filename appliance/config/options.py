@@ -269,7 +269,9 @@ class LogOptions:
         frozenset(),
         "Which recipient addresses to log, by the server's answer; base64 logs a digest instead.",
     )
-    email_length = Option(UInt(), 64, "How many characters of an address are logged and checked.")
+    email_length = Option(
+        UInt(), 64, "How many characters of an address are logged and checked; 0 is all of it."
+    )
     log_level = Option(
         Enum(*LOG_LEVELS, aliases={str(number): level for number, level in enumerate(SYSLOG_NUMBERS)}),
         "debug",

@@ -132,7 +132,15 @@ def test_addresses_are_cut_before_they_are_looked_at() -> None:
         assert client.ask("RCPT TO:<alice@example.test>").startswith("250 ")
         assert client.ask("RCPT TO:<a@b.test>").startswith("550 ")
         client = gate.greeted("127.0.0.3")
-        assert client.ask("MAIL FROM:<sender@client.test>").startswith("550 ")
+        client.send("MAIL FROM:<ärgerlich@client.test> SMTPUTF8\r\n".encode())  # characters, not bytes
+        assert client.reply().startswith("550 ")
+
+
+@pytest.mark.option("email_length")
+def test_without_a_length_addresses_are_looked_at_as_they_are() -> None:
+    with scene(email_length=0, regex_enforce_mail_from=r"@client\.test$") as gate:
+        assert gate.greeted().ask("MAIL FROM:<sender@client.test>").startswith("250 ")
+        assert gate.greeted().ask("MAIL FROM:<sender@other.test>").startswith("550 ")
 
 
 @pytest.mark.option("lock_on")

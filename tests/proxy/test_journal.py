@@ -92,6 +92,13 @@ def test_addresses_are_cut_to_their_length_before_they_are_digested(inside: Insi
     inside.wait_log(f"RCPT TO: 250<{shown('alice@e', meant(mask))}> src=")
 
 
+@pytest.mark.option("email_length")
+def test_without_a_length_all_of_an_address_is_logged(inside: Inside) -> None:
+    inside.use(email_length=0, log_mail_from="accepted")
+    inside.send(CLEAN)
+    inside.wait_log("MAIL FROM 250<sender@client.test> src=")
+
+
 @pytest.mark.option("log_helo")
 @pytest.mark.parametrize("wanted", ["yes", "no"])
 def test_names_are_logged_when_wanted(inside: Inside, wanted: str) -> None:

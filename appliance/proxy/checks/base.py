@@ -12,6 +12,13 @@ from appliance.proxy.session import Gate, Verdict
 from appliance.proxy.visit import Visit
 
 
+def cut(address: bytes, length: int) -> bytes:
+    """Give the first `length` characters of an address (email_length); with 0 all of it."""
+    if not length or len(address) <= length:
+        return address
+    return address.decode("utf-8", "surrogateescape")[:length].encode("utf-8", "surrogateescape")
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)  # where it is machine code: those that ask the network are not
 class Check(ABC):
     """One thing that is looked at, at one gate. Made once for each configuration."""

@@ -5,7 +5,7 @@ import hashlib
 
 from appliance.config import Config
 from appliance.log import plain
-from appliance.proxy.checks.base import Check
+from appliance.proxy.checks.base import Check, cut
 from appliance.proxy.session import PASS, Gate, Verdict
 from appliance.proxy.visit import Visit
 
@@ -72,7 +72,7 @@ def _shown(subject: bytes, wanted: frozenset[str], length: int) -> str:
 
 def shown_address(address: bytes, wanted: frozenset[str], length: int) -> str:
     """Give an address as a log line has it: cut to `length`, and digested if base64 is `wanted`."""
-    address = address[:length]
+    address = cut(address, length)
     if "base64" in wanted:
         address = base64.b64encode(hashlib.md5(address, usedforsecurity=False).digest())
     return plain(address)

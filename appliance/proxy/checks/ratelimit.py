@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from appliance.config import Config
 from appliance.proxy import events
-from appliance.proxy.checks.base import Check
+from appliance.proxy.checks.base import Check, cut
 from appliance.proxy.locks import lock_name
 from appliance.proxy.quota import Limits, Record, Use
 from appliance.proxy.records import RecordsError
@@ -139,7 +139,7 @@ class Senders(Names):
     text = "msg_ratelimit_mailfrom"
 
     def _name(self, subject: bytes) -> bytes:
-        return subject[: self._config.email_length]
+        return cut(subject, self._config.email_length)
 
 
 class Recipients(Quota):

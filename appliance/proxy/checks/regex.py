@@ -12,7 +12,7 @@ from appliance.config import Config
 from appliance.config.regex import compiled
 from appliance.log import plain
 from appliance.proxy import events
-from appliance.proxy.checks.base import Check
+from appliance.proxy.checks.base import Check, cut
 from appliance.proxy.checks.journal import shown_address
 from appliance.proxy.scoreboard import Counter
 from appliance.proxy.service import Service
@@ -72,7 +72,7 @@ class _Patterns(Check):
         return Verdict(Action.TAKEOVER, 550, "5.7.1", f"{self._config.proxy_name} {text}", text)
 
     def _cut(self, subject: bytes) -> bytes:
-        return subject[: self._config.email_length]
+        return cut(subject, self._config.email_length)
 
     def _shown(self, subject: bytes) -> str:
         logged: frozenset[str] = getattr(self._config, f"log_{self.what}")
