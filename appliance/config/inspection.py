@@ -88,7 +88,7 @@ class SpfOptions:
     """Sender Policy Framework."""
 
     spf = Option(
-        Enum("none", "incoming", "outgoing", "fixed", aliases={"off": "none"}),
+        Enum("none", "incoming", "outgoing", "fixed", aliases={"off": "none", "source": "incoming"}),
         "none",
         "Which address must be allowed to send: the client's, that of outgoing_addr, or spf_fixed_ip.",
     )

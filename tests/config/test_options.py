@@ -92,6 +92,7 @@ VALUES: list[tuple[str, str, Any]] = [
     ("nat_header_type 1", "nat_header_type", "generic"),
     ("nat_header_type 2", "nat_header_type", "ip-only"),
     ("spf off", "spf", "none"),
+    ("spf source", "spf", "incoming"),
     ("mode tproxy,netfilter", "mode", "tproxy,netfilter"),
     ("mode PF", "mode", "pf"),
     ("workers auto", "workers", 0),
