@@ -6,6 +6,7 @@ bounds; who asks for what is being asked for already joins in. What an answer me
 
 import asyncio
 import copy
+import io
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import dns.asyncbackend
 import dns.asyncresolver
 import dns.exception
+import dns.inet
 import dns.message
 import dns.name
 import dns.nameserver
@@ -152,9 +154,16 @@ def _changed() -> int | None:
 def _configure(stub: dns.asyncresolver.Resolver) -> None:
     """Read resolv.conf; who is named there by something that is no address, is left out."""
     try:
-        stub.read_resolv_conf(str(_RESOLV_CONF))
-    except (dns.exception.DNSException, ValueError, OSError):
+        with _RESOLV_CONF.open(errors="replace") as file:
+            stub.read_resolv_conf(io.StringIO("".join(filter(_is_understood, file))))
+    except (dns.resolver.NoResolverConfiguration, OSError):
         stub.nameservers = [_LOCAL]
+
+
+def _is_understood(line: str) -> bool:
+    """Tell whether a line of resolv.conf says something that we need, and says it well."""
+    keyword, value, *_ = [*line.split(), "", ""]
+    return keyword == "options" or (keyword == "nameserver" and dns.inet.is_address(value))
 
 
 def _expiry(response: dns.message.QueryMessage, most: float) -> float:

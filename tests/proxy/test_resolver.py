@@ -183,11 +183,19 @@ def test_the_systems_servers_are_asked_and_changes_noticed(
     monkeypatch.setattr(resolver, "_RESOLV_CONF", file)
     asker = Resolver()
     found = []
-    for text in (None, "", "nameserver 192.0.2.53\nnameserver 192.0.2.54\nsearch test\n", "nameserver bad\n"):
+    two = "nameserver 192.0.2.53\nnameserver 192.0.2.54\n"
+    for text in (
+        None,
+        "",
+        f"{two}search test\n",
+        f"search a..test\nnameserver bad\n{two}",
+        "nameserver bad\n",
+    ):
         if text is not None:
             file.write_text(text)
         found.append([str(server) for server in asker._current_stub().nameservers])
-    assert found == [["127.0.0.1"], ["127.0.0.1"], ["192.0.2.53", "192.0.2.54"], ["127.0.0.1"]]
+    both, local = ["192.0.2.53", "192.0.2.54"], ["127.0.0.1"]
+    assert found == [local, local, both, both, local]
 
 
 def test_a_port_where_nobody_listens_is_no_answer() -> None:
