@@ -10,6 +10,7 @@ import io
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,9 +119,7 @@ class Resolver:
         stub = copy.copy(self._current_stub())  # for this question alone
         stub.timeout = min(stub.timeout, lifetime / len(stub.nameservers))  # or a silent one would take all
         try:
-            answer = await stub.resolve(
-                qname, kind, raise_on_no_answer=False, lifetime=lifetime, search=False, backend=_BACKEND
-            )
+            answer = await _asked(stub, qname, kind, lifetime)
         except dns.resolver.NXDOMAIN as nothing:
             response = nothing.response(qname)  # type: ignore[no-untyped-call]
             return _Answer((), _expiry(response, NEGATIVE_TTL))
@@ -142,6 +141,22 @@ class Resolver:
                 _configure(stub)
             stub.use_edns(0, 0, _EDNS_SIZE)
         return self._stub
+
+
+async def _asked(
+    stub: dns.asyncresolver.Resolver, name: dns.name.Name, kind: Kind, lifetime: float
+) -> dns.resolver.Answer:
+    """Ask the servers, and if they only complain of how we ask, ask as in old times."""
+    ask = partial(
+        stub.resolve, name, kind, raise_on_no_answer=False, lifetime=lifetime, search=False, backend=_BACKEND
+    )
+    try:
+        return await ask()
+    except dns.resolver.NoNameservers as failed:
+        if all(told != "FORMERR" for *_, told, _ in failed.kwargs["errors"]):
+            raise
+        stub.use_edns(-1)  # servers without EDNS say so (RFC 6891 section 7)
+        return await ask()
 
 
 def _changed() -> int | None:

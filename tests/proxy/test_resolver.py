@@ -148,6 +148,13 @@ def test_the_next_server_is_asked_when_one_fails(names: NameServer) -> None:
         assert broken.asked
 
 
+def test_a_server_that_does_not_understand_edns_is_asked_without(names: NameServer) -> None:
+    names.edns = False
+    names.zone["host.test"] = [("A", "192.0.2.1")]
+    assert ask(names, ("host.test", "A"), ("none.test", "A")) == [("192.0.2.1",), ()]
+    assert names.asked["host.test", "A"] == 2
+
+
 @pytest.mark.parametrize("servers", [2, 3])
 def test_the_next_server_is_asked_when_one_is_silent_however_short_the_time(
     names: NameServer, servers: int

@@ -28,12 +28,14 @@ Handler = type[socketserver.BaseRequestHandler]
 class NameServer:
     """`zone` maps names to records, or to SILENCE or FAILURE; `asked` counts questions as (name, type).
 
-    A record FAILURE beside others makes the questions fail that they do not answer.
+    A record FAILURE beside others makes the questions fail that they do not answer. Without `edns` it does
+    not understand questions that have that.
     """
 
     def __init__(self) -> None:
         self.zone: dict[str, list[Record] | str] = {}
         self.ttl = 300
+        self.edns = True
         self.negative_ttl = 300
         self.asked: Counter[tuple[str, str]] = Counter()
         outer = self
@@ -82,7 +84,8 @@ class NameServer:
         name, kind = question.name, dns.rdatatype.to_text(question.rdtype)
         self.asked[self._text(name), kind] += 1
         response = dns.message.make_response(query, recursion_available=True)
-        outcome = self._collect(name, kind, response)
+        spoken = self.edns or query.edns < 0
+        outcome = self._collect(name, kind, response) if spoken else dns.rcode.FORMERR
         if outcome is None:
             return None
         response.set_rcode(outcome)
