@@ -1,7 +1,10 @@
-"""What our commands have in common: help as plain text, which any terminal, pipe or page can show."""
+"""What our commands have in common: help as plain text, and output that arrives, or else an error tells."""
 
+import contextlib
 import io
+import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -18,6 +21,20 @@ def bear_all_letters(encoding: str | None = None) -> None:
     """Let standard output take letters that the locale lacks; with `encoding`, as they are in that."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def delivered() -> Iterator[None]:
+    """See to it that what is printed meanwhile is written; raises OSError when it cannot be."""
+    try:
+        yield
+        if sys.stdout:  # None where it was closed from the begin
+            sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where what is left goes at our end
+        raise
 
 
 def plain(*help_options: str, **settings: Any) -> typer.Typer:

@@ -1,6 +1,9 @@
-"""The help of every command is plain text."""
+"""The help of every command is plain text, and what cannot be written is told in a line."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -22,6 +25,22 @@ def helps(command: click.Command, name: str) -> Iterator[str]:
 def test_help_is_plain_text(app: typer.Typer) -> None:
     texts = list(helps(typer.main.get_command(app), "name"))
     assert all(text.startswith("Usage: name") and "\\" not in text for text in texts)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["smtp-gated -V", "appliance-ctl --help"])
+def test_output_that_cannot_be_written_is_told(command: str, unbuffered: str) -> None:
+    name, option = command.split()
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [Path(sys.executable).with_name(name), option],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={"PYTHONUNBUFFERED": unbuffered},
+            timeout=30,
+        )
+    assert (done.returncode, done.stderr) == (1, f"{name}: [Errno 28] No space left on device\n")
 
 
 def test_help_has_defaults() -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 import click
 import typer
 
-from appliance.commandline import bear_all_letters, plain
+from appliance.commandline import bear_all_letters, delivered, plain
 from appliance.config import ConfigError
 from appliance.ctl import configuration, explain, gateway, kernel, limits, locking, top
 from appliance.ctl.base import DEFAULT_FILE, Code, Context, CtlError, clean
@@ -81,8 +81,10 @@ def _set_json(context: click.Context, _: click.Parameter, value: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run appliance-ctl with the arguments, those of the process by default, and give its exit code."""
     bear_all_letters()
+    whole = command()
     try:
-        return int(command().main(arguments, prog_name="appliance-ctl", standalone_mode=False) or Code.DONE)
+        with delivered():
+            return int(whole.main(arguments, prog_name="appliance-ctl", standalone_mode=False) or Code.DONE)
     except ConfigError as error:
         for problem in error.problems:
             _tell(str(problem))
@@ -93,6 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.UsageError as error:
         _tell(f"{error.format_message()} (appliance-ctl --help lists the commands)")
         return Code.BAD_USAGE
+    except OSError as error:
+        _tell(str(error))
+        return Code.FAILED
     except click.exceptions.Abort:
         return Code.FAILED
 

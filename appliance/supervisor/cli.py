@@ -15,7 +15,7 @@ import click
 import typer
 
 from appliance import config as configuration
-from appliance.commandline import bear_all_letters, plain
+from appliance.commandline import bear_all_letters, delivered, plain
 from appliance.config import ConfigError
 from appliance.supervisor import features, remote
 
@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _fill_standard_files()
     bear_all_letters("utf-8")  # as the file has them, so that what is printed can be read again
     try:
-        return int(command.main(arguments, prog_name="smtp-gated", standalone_mode=False) or DONE)
+        with delivered():
+            return int(command.main(arguments, prog_name="smtp-gated", standalone_mode=False) or DONE)
     except ConfigError as error:
         for problem in error.problems:
             _tell(str(problem))
@@ -39,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.UsageError as error:
         _tell(f"{error.format_message()} (smtp-gated -h lists the options)")
         return BAD_USAGE
+    except OSError as error:
+        _tell(str(error))
+        return FAILED
 
 
 def _fill_standard_files() -> None:
