@@ -3,6 +3,7 @@
 It asks the gateway no more often than every half second, and for no more than fits on the screen.
 """
 
+import math
 import os
 import select
 import sys
@@ -38,6 +39,8 @@ def top(
     by: Annotated[str, typer.Option(metavar="COLUMN", help=f"One of {', '.join(COLUMNS)}.")] = COLUMNS[0],
 ) -> None:
     """Show sessions, rates, refusals and the busiest clients, live; q ends it. With --json: once."""
+    if math.isnan(every):  # no less than the least, and no more than the most
+        raise typer.BadParameter("--every: nan is no number of seconds")
     if given(context).as_json:
         print_json(_look(given(context), by, 20))
         return

@@ -118,6 +118,7 @@ def test_wrong_usage(tool: Tool) -> None:
         ["status", "--nonsense"],
         ["clients", "--by", "x\x1b"],
         ["top", "--every", "0"],
+        ["top", "--json", "--every", "nan"],
     ):
         done = tool(*words)
         assert (done.code, done.out) == (3, ""), words
