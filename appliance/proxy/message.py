@@ -134,8 +134,9 @@ class Message:
     def end(self) -> Verdict | None:
         """All of it is with the server but its end: scan it; None when the verdict takes time."""
         if self._copy is None:
-            if self._service.spool_limit:
-                self._service.log.info("SCAN:SKIPPED", **self._visit.who())
+            for words, scanner in (("SCAN", self._service.virus), ("SPAM", self._service.spam)):
+                if scanner:
+                    self._service.log.info(f"{words}:SKIPPED", **self._visit.who())
             return self._locked()
         self._scan = asyncio.get_running_loop().create_task(self._scan_copy(self._copy))
         return None
@@ -156,10 +157,10 @@ class Message:
 
     async def _virus(self, copy: Spool) -> Verdict | None:
         config, log, who = self._config, self._service.log, self._visit.who()
-        scanner = self._scanner_of_virus()
-        if scanner is None:
+        if self._service.virus is None:
             return None
-        if copy.dropped or copy.size > config.scan_max_size:
+        scanner = self._scanner_of_virus()
+        if scanner is None or copy.dropped or copy.size > config.scan_max_size:
             log.info("SCAN:SKIPPED", **who, size=copy.size)
             return None
         self.scanning = "scan"
@@ -188,12 +189,11 @@ class Message:
 
     async def _spam(self, copy: Spool) -> Verdict | None:
         config, log, who = self._config, self._service.log, self._visit.who()
-        scanner = self._scanner_of_spam()
-        if scanner is None:
+        if self._service.spam is None:
             return None
-        load = self._service.load()
+        scanner, load = self._scanner_of_spam(), self._service.load()
         busy = 0 < config.spam_max_load < load
-        if busy or copy.dropped or copy.size > config.spam_max_size:
+        if scanner is None or busy or copy.dropped or copy.size > config.spam_max_size:
             log.info("SPAM:SKIPPED", **who, size=copy.size, load=f"{load:.2f}")
             return None
         self.scanning = "spam"

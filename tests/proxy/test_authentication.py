@@ -106,6 +106,25 @@ def test_what_those_who_have_are_spared(
         assert client.finish(f"{head}Subject: x\r\n\r\n")[:3] == ("250" if spared else "550")
 
 
+@pytest.mark.parametrize(
+    ("skip", "antivirus", "logged"),
+    [
+        ("antivir", "clamd", ["SCAN:SKIPPED", "SPAM:CLEAN"]),
+        ("antispam", "clamd", ["SCAN:CLEAN", "SPAM:SKIPPED"]),
+        ("antivir,antispam", "clamd", ["SCAN:SKIPPED", "SPAM:SKIPPED"]),
+        ("antispam", "off", ["SPAM:SKIPPED"]),
+    ],
+)
+def test_the_log_names_the_scans_they_are_spared(
+    inside: Inside, skip: str, antivirus: str, logged: list[str]
+) -> None:
+    inside.use(auth_skip=skip, antivirus_type=antivirus, antispam_type="spamassassin", spam_max_size=1000)
+    with session(inside, offered=True, words=(RIGHT,)) as client:
+        assert client.begin().finish().startswith("250 ")
+    words = [line.split()[1] for line in inside.log]
+    assert [word for word in words if word.startswith(("SCAN", "SPAM"))] == logged
+
+
 @pytest.mark.option("auth_skip")
 def test_direct_is_for_those_whom_the_server_let_in(inside: Inside) -> None:
     options: dict[str, str | int] = {"auth_skip": "direct", "antivirus_type": "clamd", "lock_duration": 0}
