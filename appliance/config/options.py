@@ -83,7 +83,9 @@ class MainOptions:
         "How many connections the kernel keeps waiting until they are accepted; never fewer than 1024.",
     )
     enfile_sleep = Option(
-        UInt(), 5, "Seconds in which no client is accepted once the files a worker may open run out."
+        UInt(),
+        5,
+        "Seconds, 1 at least, in which nobody is accepted once the files a worker may open run out.",
     )
     on_takeover_cmds = Option(
         UInt(), 10, "How many commands a client may still give in a taken-over session."

@@ -184,8 +184,9 @@ class Worker:
     def _crowded(self, why: str) -> None:
         """A client is there, but no file for another one."""
         config = self._checks.service.config
-        if self._doorway and self._doorway.pause(config.enfile_sleep, queue_length(config)):
-            self._log.err("ACCEPT:PAUSED", why=why, time=config.enfile_sleep)
+        seconds = max(config.enfile_sleep, 1)  # or nothing would be done but to try, and to tell
+        if self._doorway and self._doorway.pause(seconds, queue_length(config)):
+            self._log.err("ACCEPT:PAUSED", why=why, time=seconds)
 
     def _set_priority(self, priority: int) -> None:
         """Have the scheduler give this process its turns so.

@@ -184,12 +184,15 @@ def test_the_script_is_in_the_root_too(home: Path) -> None:
 
 
 @pytest.mark.option("enfile_sleep")
-def test_out_of_files_clients_wait_in_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sleep", [1, 0])
+def test_out_of_files_clients_wait_in_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sleep: int
+) -> None:
     limited = tmp_path / "limited"
     limited.write_text(f'#!/bin/sh\nexec prlimit --nofile=64 {program.PROGRAM} "$@"\n')
     limited.chmod(0o755)
     monkeypatch.setattr(program, "PROGRAM", str(limited))
-    with scene(enfile_sleep=1, connect_queue=200, workers=1, lock_on="never") as gate:
+    with scene(enfile_sleep=sleep, connect_queue=200, workers=1, lock_on="never") as gate:
         crowd = [gate.client() for _ in range(40)]
         served: list[str] = []
         while select.select([crowd[len(served)].socket], [], [], 0.3)[0]:
