@@ -5,6 +5,7 @@ number of errors told are bounded. What a value may be is said in the tables, ne
 """
 
 import difflib
+import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def load(path: Path, *, modes: Collection[str] | None = None) -> Config:
     `modes` are the modes this system has, None if that is not to be judged.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_opened) as file:
             data = file.read(MAX_FILE + 1)
     except OSError as error:
         raise ConfigError([Problem(str(path), 0, "", f"cannot be read: {error.strerror}")]) from error
@@ -61,6 +62,13 @@ def load(path: Path, *, modes: Collection[str] | None = None) -> Config:
         raise ConfigError([Problem(str(path), 0, "", f"larger than {MAX_FILE} bytes")])
     # Bytes that are no UTF-8 become lone surrogates, which the parser finds, with the number of their line.
     return parse(data.decode("utf-8", "surrogateescape"), str(path), modes=modes, complete=True)
+
+
+def _opened(path: str, flags: int) -> int:
+    """Open a file at once: a FIFO to which nobody writes is empty, and no supervisor waits for it."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def parse(

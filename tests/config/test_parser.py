@@ -1,5 +1,7 @@
 """What the parser refuses, and how it says so."""
 
+import os
+import threading
 import time
 from pathlib import Path
 
@@ -265,6 +267,17 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(b"#" * (1 << 20) + b"\n")
     with pytest.raises(ConfigError, match=r"/large: larger than 1048576 bytes"):
         load(tmp_path / "large")
+
+
+def test_a_fifo_is_read_if_somebody_writes_and_else_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigError, match="option mode: not set"):
+        load(tmp_path / "fifo")
+    reading, writing = os.pipe()  # as a shell's <(..)
+    os.write(writing, b"mode fixed\nfixed_server 192.0.2.1\n")
+    threading.Timer(0.2, os.close, [writing]).start()
+    assert load(Path(f"/proc/self/fd/{reading}")).mode == "fixed"
+    os.close(reading)
 
 
 def test_quoted_text_cannot_upset_a_terminal() -> None:
