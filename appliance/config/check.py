@@ -68,8 +68,9 @@ def warnings(config: Config) -> Iterator[tuple[str, str]]:
         yield "chroot_path", f"the virus scanner is told paths as they are in there; {how}"
     if config.mode.startswith("remote") and not config.remote_routers:
         yield "remote_routers", "not set, so whoever reaches the gateway is asked where its mail shall go"
-    if "direct" in config.auth_skip and len(config.auth_skip) > 1:
-        yield "auth_skip", "direct stops all inspection, so the other words change nothing"
+    idle = config.auth_skip - {"direct", "dnsbl"}  # without dnsbl clients are asked about when they connect
+    if "direct" in config.auth_skip and idle:
+        yield "auth_skip", f"direct stops all inspection; {', '.join(sorted(idle))} beside it: no effect"
     if "fanout" in config.lock_on and config.xdp == "off":
         yield "lock_on", "fanout is found by the gate alone, and xdp is off"
     elif "fanout" in config.lock_on and not config.lan_interfaces:

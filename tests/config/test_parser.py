@@ -201,7 +201,11 @@ def test_of_two_lines_the_last_counts_with_a_warning() -> None:
             "<text>:1: option antivirus_type: scan_max_size is 0, so nothing is ",
         ),
         ("nat_header simple", "<text>:1: option nat_header: names the header; what it says is set by nat_"),
-        ("auth_skip direct,dnsbl", "<text>:1: option auth_skip: direct stops all inspection"),
+        (
+            "auth_skip direct,regex",
+            "<text>:1: option auth_skip: direct stops all inspection; regex beside it",
+        ),
+        ("auth_skip direct,dnsbl", None),  # which is asked when they connect otherwise
         ("dnsbl a.example*2,b.example*-1\ndnsbl_threshold 3", "<text>:2: option dnsbl_threshold: more than "),
         ("dnsbl a.example*0.7,b.example*0.1\ndnsbl_threshold 0.8", None),
         ("dnswl a.example", "<text>:1: option dnswl: dnsbl is not set"),
