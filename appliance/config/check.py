@@ -88,8 +88,8 @@ def _idle_quotas(config: Config) -> Iterator[tuple[str, str]]:
     if config.ratelimit_period <= 0:
         for name in OPTIONS:
             rest = name.removeprefix("ratelimit_")
-            quota = rest != name and rest not in ("path", "period", "generation", "dst_expiration")
-            if quota and getattr(config, name) > 0:
+            limits = rest != name and rest not in ("path", "period", "generation")
+            if limits and getattr(config, name) > (-1 if rest == "dst_expiration" else 0):
                 yield name, "ratelimit_period is 0, so nothing is limited"
 
 

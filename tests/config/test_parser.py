@@ -213,6 +213,11 @@ def test_of_two_lines_the_last_counts_with_a_warning() -> None:
             "\nratelimit_bytes 5",
             "<text>:2: option ratelimit_bytes: ratelimit_period is 0, so nothing is limited",
         ),
+        (
+            "ratelimit_dst_expiration 0",
+            "<text>:1: option ratelimit_dst_expiration: ratelimit_period is 0, so",
+        ),
+        ("ratelimit_dst_expiration -1\nratelimit_bytes 0", None),
         ("ratelimit_period 9\nratelimit_bytes 5", None),
         ("port 1\npid_hash_size 5", None),
         ("lock_on fanout\nxdp off", "<text>:1: option lock_on: fanout is found by the gate alone"),
