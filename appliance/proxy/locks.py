@@ -146,8 +146,9 @@ class LockDirectory:
     def _dated(self, path: Path, found: os.stat_result) -> Lock | None:
         if found.st_uid != self._uid or not stat.S_ISREG(found.st_mode):
             return None
-        duration = self._duration
-        if found.st_mode & stat.S_ISVTX and (own := _OWN_DURATION.fullmatch(read_lock(path)[1])):
+        duration = self._duration  # if it is 0 no lock has any other
+        has_own = duration and found.st_mode & stat.S_ISVTX
+        if has_own and (own := _OWN_DURATION.fullmatch(read_lock(path)[1])):
             duration = FOREVER if own[1] == "forever" else int(own[1])
         return Lock(path, found.st_mtime, None if duration == FOREVER else found.st_mtime + duration)
 

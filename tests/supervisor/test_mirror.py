@@ -136,6 +136,8 @@ def test_a_lock_with_a_duration_of_its_own(scene: Scene) -> None:
     assert scene.locked() == {IP, OTHER}
     assert scene.elements()[IP].remaining in (7199, 7200)
     assert scene.elements()[OTHER].remaining is None
+    scene.configure(lock_duration=0)  # nobody is locked then
+    assert scene.locked() == set()
 
 
 def test_touch_renews_and_writing_changes_the_cause(scene: Scene) -> None:
