@@ -171,6 +171,7 @@ def _configure(stub: dns.asyncresolver.Resolver) -> None:
     try:
         with _RESOLV_CONF.open(errors="replace") as file:
             stub.read_resolv_conf(io.StringIO("".join(filter(_is_understood, file))))
+        stub.timeout = max(stub.timeout, 1)  # which is what timeout:0 means to the C library
     except (dns.resolver.NoResolverConfiguration, OSError):
         stub.nameservers = [_LOCAL]
 

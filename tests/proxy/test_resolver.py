@@ -205,6 +205,15 @@ def test_the_systems_servers_are_asked_and_changes_noticed(
     assert found == [local, local, both, both, local]
 
 
+@pytest.mark.parametrize(("option", "seconds"), [("timeout:3", 3), ("timeout:0", 1), ("rotate", 2)])
+def test_the_time_for_a_server_of_the_system(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str, seconds: float
+) -> None:
+    monkeypatch.setattr(resolver, "_RESOLV_CONF", tmp_path / "resolv.conf")
+    (tmp_path / "resolv.conf").write_text(f"options {option}\nnameserver 192.0.2.53\n")
+    assert Resolver()._current_stub().timeout == seconds
+
+
 def test_a_port_where_nobody_listens_is_no_answer() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))
