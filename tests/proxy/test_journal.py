@@ -99,6 +99,28 @@ def test_without_a_length_all_of_an_address_is_logged(inside: Inside) -> None:
     inside.wait_log("MAIL FROM 250<sender@client.test> src=")
 
 
+@pytest.mark.parametrize(("verb", "words"), [("MAIL FROM", "MAIL FROM"), ("RCPT TO", "RCPT TO:")])
+def test_the_refusal_that_is_one_too_many_is_logged_too(
+    inside: Inside, tmp_path: Path, verb: str, words: str
+) -> None:
+    inside.use(
+        ratelimit_period=60,
+        ratelimit_path=str(tmp_path),
+        ratelimit_mailfrom_rejects=1,
+        ratelimit_rcptto_rejects=1,
+        log_mail_from="rejected",
+        log_rcpt_to="rejected",
+        lock_on="never",
+    )
+    inside.server.hooks["MAIL"] = inside.server.hooks["RCPT"] = answer("550")
+    with inside.session() as client:
+        assert client.ask(f"{verb}:<a@client.test>").startswith("550 5.1.0 ")
+        assert client.ask(f"{verb}:<b@client.test>").startswith("550 5.7.1 ")
+    inside.wait_log("CLOSE")
+    logged = [line.partition(" src=")[0] for line in inside.log if f" {verb}" in line]
+    assert logged == [f"info: {words} 550<{name}@client.test>" for name in "ab"]
+
+
 @pytest.mark.option("log_helo")
 @pytest.mark.parametrize("wanted", ["yes", "no"])
 def test_names_are_logged_when_wanted(inside: Inside, wanted: str) -> None:

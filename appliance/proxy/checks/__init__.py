@@ -34,11 +34,11 @@ _ALL: tuple[type[Check], ...] = (
     ratelimit.Messages,
     ratelimit.Bytes,
     AuthOutcome,
+    MailJournal,
+    RcptJournal,
     ratelimit.SenderRejects,
     ratelimit.RecipientRejects,
     ratelimit.AuthRejects,
-    MailJournal,
-    RcptJournal,
 )
 """Every check there is; those of one gate are asked in this order, until one does not pass."""
 
