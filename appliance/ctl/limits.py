@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.config import Config
+from appliance.config import OPTIONS, Config
 from appliance.ctl import known
 from appliance.ctl.base import Code, CtlError, clean, console, given, print_json, table
 from appliance.ctl.times import moment, span
@@ -135,7 +135,11 @@ def _quota(text: str) -> tuple[Use, int]:
     if use is None or not (number.isascii() and number.isdecimal() and len(number) < 16):
         names = ", ".join(use.word for use in Use)
         raise CtlError(f"{text!r} is no quota: write LIMIT=NUMBER, LIMIT one of {names}", Code.BAD_USAGE)
-    return use, int(number)
+    kind = OPTIONS[f"ratelimit_{name}"].kind  # what is allowed to all is to one
+    try:
+        return use, kind.read(str(int(number)))
+    except ValueError as error:
+        raise CtlError(f"{name}: {error}; allowed is {kind.allowed}", Code.BAD_USAGE) from None
 
 
 def _no_record(who: known.Client) -> str:

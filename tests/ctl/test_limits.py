@@ -60,6 +60,13 @@ def test_no_quota(tool: Tool, quota: str) -> None:
     assert "LIMIT=NUMBER, LIMIT one of connections, sessions" in done.err
 
 
+def test_a_quota_of_its_own_is_bounded_like_the_configured_ones(tool: Tool) -> None:
+    assert tool("limits", "set", "192.0.2.7", "helos=1000").code == 0
+    done = tool("limits", "set", "192.0.2.7", "helos=1001")
+    assert (done.code, done.out) == (3, "")
+    assert 'helos: "1001" is too large; allowed is a whole number from 0 to 1000' in done.err
+
+
 def test_nothing_to_show(tool: Tool) -> None:
     for command in ("show", "clear"):
         done = tool("limits", command, "192.0.2.7")
