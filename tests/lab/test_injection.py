@@ -163,6 +163,26 @@ def test_bare_newlines_in_commands_are_refused(
             assert re.match(rb"550 .*\r\n(?:(?:250|502) .*\r\n)?221 ", heard), (line, bad, heard)
 
 
+def test_long_lines_hide_no_mail(
+    network: Network, server: MailServer, clamd: Clamd, gateway: GatewayFactory
+) -> None:
+    """A server may take what stands behind its own limit for the next command; Exim does."""
+    running = gateway(scanning(clamd, "reject"))
+    limits = (512, 1000, 1024, 2048, 4096, 8192, 12288, 16384, 32768, 65536)
+    send_all(
+        network,
+        server,
+        [
+            ENVELOPE + b"NOOP ".ljust(limit + more, b"x") + end
+            for limit in limits
+            for more in (-1, 0, 1)
+            for end in (DATA, CHUNK)
+        ],
+    )
+    assert not unscanned(network, server)
+    assert "BUG" not in running.log
+
+
 def test_chunks_hide_no_mail(
     network: Network, server: MailServer, clamd: Clamd, gateway: GatewayFactory
 ) -> None:

@@ -185,6 +185,7 @@ class ClientSide(ContentSide):
             self.commands += 1
             if verb not in _HANDLERS and not verb_unfinished:
                 self._awaited.append((Awaited.PLAIN, verb))
+                self._line_left = ANSWER_MAX - 2
                 self.phase = Phase.LONG
                 return True
         refusal = self._reply(500, "5.5.2", "Line too long")
@@ -208,19 +209,27 @@ class ClientSide(ContentSide):
         return True
 
     def _long(self) -> bool:
-        """Pass the rest of a long line on as it comes."""
+        """Pass the rest of a long line on as it comes, and no more of it than a server may read as one line.
+
+        Exim takes what stands behind the first 16384 bytes of a line for the next command.
+        """
         found = command.UNCLEAN[self._settings.bare_newline].search(self._in, self._at)
-        if found is None:
-            self._at = len(self._in)
-            self._flush()
-            return True
-        self._at = found.start()
+        stop = found.start() if found else len(self._in)
+        passing = min(stop - self._at, self._line_left)
+        self._at += passing
+        self._line_left -= passing
         self._flush()
-        if self._at + 1 == len(self._in) and found[0] == b"\r":
+        if self._at < stop:
+            self._effects.to_server(b"\r\n")
+            self.phase = Phase.SKIP
+            return True
+        if found is None:
+            return True
+        if stop + 1 == len(self._in) and found[0] == b"\r":
             return False
-        width = self._line_end(self._at)
+        width = self._line_end(stop)
         if not width:
-            return self._unclean(self._at)
+            return self._unclean(stop)
         self._at += width
         self._flush()
         self.phase = Phase.COMMAND

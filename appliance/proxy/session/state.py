@@ -102,6 +102,7 @@ class SessionState:
         self._start = 0  # first byte of _in not yet sent on
         self._at = 0  # first byte of _in not yet read
         self._end = 0  # end of the command line being read
+        self._line_left = 0  # bytes of a long line that may still pass
         self._client_done = False
         first = Awaited.XCLIENT_GREETING if origin else Awaited.GREETING
         self._awaited = [(first, b"")]  # a few, but for pipeline_size at most

@@ -329,6 +329,23 @@ COMMANDS = [
         server=[b"NOOP " + b"x" * 9000],
         phase=Phase.LONG,
     ),
+    case(
+        "4.1 12288 bytes of it, for servers take what stands behind their own limit for a command",
+        C("NOOP " + "x" * 12281, "NOOP " + "x" * 12281 + "BDAT 6 LAST", "NOOP"),
+        S("250 a", "250 b", "250 c"),
+        client=["250 a", "250 b", "250 c"],
+        server=["NOOP " + "x" * 12281, "NOOP " + "x" * 12281, "NOOP"],
+        sizes=(0, 61, 4096),
+    ),
+    case(
+        "4.1 as many where lines may end in LF",
+        C(b"NOOP " + b"x" * 12281 + b"\n", b"NOOP " + b"x" * 12282 + b"\n", "NOOP"),
+        S("250 a", "250 b", "250 c"),
+        client=["250 a", "250 b", "250 c"],
+        server=[b"NOOP " + b"x" * 12281 + b"\n", "NOOP " + "x" * 12281, "NOOP"],
+        settings={"bare_newline": "pass"},
+        sizes=(0, 61, 4096),
+    ),
     *(
         case(
             f"4.1 {blank!r} in front of and behind a verb hides nothing",
