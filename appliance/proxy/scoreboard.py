@@ -6,6 +6,7 @@ descriptor.
 """
 
 import enum
+import fcntl
 import mmap
 import os
 import tempfile
@@ -56,11 +57,13 @@ class Scoreboard:
     def create(cls, rows: int) -> "Scoreboard":
         """Make a board of `rows` workers, all zero; its `fd` is what workers inherit."""
         if hasattr(os, "memfd_create"):
-            fd = os.memfd_create("scoreboard")
+            fd = os.memfd_create("scoreboard", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         else:
             fd, name = tempfile.mkstemp()
             os.unlink(name)  # noqa: PTH108 - a path of text
         os.ftruncate(fd, rows * _ROW)
+        if hasattr(os, "memfd_create"):  # a worker that cut it off would kill whoever looks at it
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         return cls(fd, 0)
 
     def add(self, counter: Counter, amount: int = 1) -> None:

@@ -38,3 +38,11 @@ def test_one_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ended = asyncio.run(live())
     assert ended.misbehaved == hangs
     assert ended.why == ("it did not answer for 3 s" if hangs else "")
+
+
+@pytest.mark.parametrize("size", [0, 1 << 20])
+def test_no_worker_can_cut_the_counters_off(size: int) -> None:
+    """Whoever reads memory that its file has no longer is killed: that would be the supervisor."""
+    board = Scoreboard.create(2)
+    with pytest.raises(PermissionError):
+        os.ftruncate(board.fd, size)
