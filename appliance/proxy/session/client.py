@@ -323,7 +323,7 @@ class ClientSide(ContentSide):
         if self._settings.mask_xclient:
             self._answer_here(502, "5.5.1", self._settings.texts.unimpl_command)
         else:
-            self._pass_line(Awaited.PLAIN, b"XCLIENT")
+            self._pass_line(Awaited.HELO, b"")  # to the server it is another client, who has said nothing yet
 
     def _uninspectable(self, line: bytes) -> None:
         if command.argument(line):

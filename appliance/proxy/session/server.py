@@ -40,7 +40,7 @@ class Session(ClientSide):
             if not self._awaited:
                 self._to_client(data[start:at])
                 self._unasked(code, data[at:end], last)
-            elif (kind := self._awaited[0][0]) <= Awaited.RCPT and code != b"354":
+            elif (kind := self._awaited[0][0]) <= Awaited.RCPT and (code[0] != 0x33 or code == b"334"):
                 at = end
                 if not last:
                     self._code = code
@@ -111,8 +111,9 @@ class Session(ClientSide):
         first = not self._code
         self._code = b"" if last else code
         kind, subject = self._awaited[0]
-        if code == b"354" and kind is not Awaited.DATA:
-            # The server would read what follows as a message, and nobody looks at it.
+        if code[0] == 0x33 and code != b"334" and kind is not Awaited.DATA:
+            # 354: the server would read what follows as a message, and nobody looks at it. 353, which asking
+            # Exim for PRDR unoffered leads to: more replies come than commands await.
             self._fail()
             return
         if last:
@@ -200,6 +201,10 @@ class Session(ClientSide):
             self.phase = Phase.DIRECT
 
     def _data_reply(self, code: bytes, line: bytes, _first: bool, last: bool, _subject: bytes) -> None:
+        if code != b"354" and code[0] < 0x34:
+            # Another command's reply: taken for a refusal, it would make commands of a message.
+            self._fail()
+            return
         self._to_client(line)
         if last and code == b"354":
             self._open_body()

@@ -370,6 +370,39 @@ COMMANDS = [
         server=["XDATA"],
         phase=Phase.CLOSED,
     ),
+    case(
+        "4.2 more replies announced than commands await end the session",
+        C("MAIL FROM:<a> PRDR", "RCPT TO:<b>", "RCPT TO:<c>", "DATA"),
+        S("250 a", "250 b", "250 c", "354 go"),
+        C("text", ".", "VRFY d", "DATA", "EICAR", "."),
+        S("353 PRDR", "250 b", "250 c"),
+        client=["250 a", "250 b", "250 c", "354 go"],
+        server=["MAIL FROM:<a> PRDR", "RCPT TO:<b>", "RCPT TO:<c>", "DATA", "text", ".", "VRFY d", "DATA"],
+        phase=Phase.CLOSED,
+    ),
+    case(
+        "4.2 a reply to DATA that is another's does not make commands of the message",
+        C("NOOP", "DATA", "EICAR", "."),
+        S("250-a", "250 a", "250 b", "354 go"),
+        client=["250-a", "250 a"],
+        server=["NOOP", "DATA"],
+        phase=Phase.CLOSED,
+    ),
+    case(
+        "4.2 a challenge passes whatever asked for it",
+        C("X-EXPS NTLM"),
+        S("334 "),
+        client=["334 "],
+        server=["X-EXPS NTLM"],
+    ),
+    case(
+        "4.3 XCLIENT ends what EHLO offered: a server may read chunks as commands now",
+        C("XCLIENT ADDR=1.2.3.4", "BDAT 6 LAST", "DATA"),
+        S("220 mx"),
+        client=["220 mx", "502 not here"],
+        server=["XCLIENT ADDR=1.2.3.4"],
+        offers=("CHUNKING",),
+    ),
 ]
 
 
