@@ -8,6 +8,7 @@ whose servers are slow. The records come from the sender's domain, so all that t
 import asyncio
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,7 @@ class _Answers:
     def __init__(self) -> None:
         self.known: dict[tuple[str, str], Values | None] = {}
         self.missing: set[tuple[str, str]] = set()
+        self.matches: dict[tuple[tuple[object, ...], int], bool] = {}
         self.since = str(int(time.time()))
 
     def find(self, *keys: tuple[str, str]) -> None:
@@ -117,6 +119,13 @@ class _Query(spf.query):  # type: ignore[misc]
             raise spf.PermError(f"More than {HOSTS} MX records")
         self._ask_together(hosts)
         return [address for host in hosts for address in self.dns_a(host, self.A)]
+
+    def cidrmatch(self, addresses: Sequence[object], length: int) -> bool:
+        """Tell whether the client is among them; once, however often the evaluation begins anew."""
+        key = (tuple(addresses), length)
+        if key not in self._answers.matches:
+            self._answers.matches[key] = super().cidrmatch(addresses, length)
+        return self._answers.matches[key]
 
     def validated_ptrs(self) -> list[object]:
         """Give the client's names that lead back to it; what fails on the way is no name (section 5.5)."""

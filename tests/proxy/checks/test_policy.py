@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import spf
 import yaml
 
 from appliance.proxy.checks.policy import Outcome, evaluate
@@ -159,6 +160,25 @@ def test_answers_are_asked_for_together_and_explanations_only_when_needed(server
     assert result(server) == "pass"
     assert len(server.asked) == sum(server.asked.values()) == 10
     assert ("why.example", "TXT") not in server.asked
+
+
+def test_addresses_are_compared_once(server: NameServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evaluation begins anew for each host, each of which may have 128 addresses."""
+    compared = 0
+
+    def counted(query: Any, addresses: list[str], length: int) -> Any:
+        nonlocal compared
+        compared += len(addresses)
+        return cidrmatch(query, addresses, length)
+
+    cidrmatch = spf.query.cidrmatch
+    monkeypatch.setattr(spf.query, "cidrmatch", counted)
+    hosts: dict[str, list[Record] | str] = {
+        f"h{number}": [("A", f"198.51.{number}.{last}") for last in range(20)] for number in range(9)
+    }
+    policy(server, "v=spf1 " + " ".join(f"a:{host}.example" for host in hosts) + " -all", **hosts)
+    assert result(server) == "fail"
+    assert compared == 9 * 20
 
 
 @pytest.mark.parametrize(
