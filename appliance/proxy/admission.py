@@ -25,9 +25,7 @@ _TCP: Final = int(socket.IPPROTO_TCP)
 _NODELAY: Final = int(socket.TCP_NODELAY)
 _SOCKET: Final = int(socket.SOL_SOCKET)
 _REUSEADDR: Final = int(socket.SO_REUSEADDR)
-_IP_TRANSPARENT: Final = 19
 _IP_BIND_ADDRESS_NO_PORT: Final = 24
-_IPV6_TRANSPARENT: Final = 75
 _PORTS: Final = range(10_000, 32_768)
 _TRIES: Final = 20
 _NO_MEMORY: Final = {errno.ENOMEM, errno.ENOBUFS}
@@ -143,10 +141,7 @@ def outgoing(visit: Visit, route: Route) -> socket.socket:
     try:
         made.setsockopt(_TCP, _NODELAY, 1)
         if route.as_client:
-            level, option = (
-                (socket.IPPROTO_IPV6, _IPV6_TRANSPARENT) if six else (socket.IPPROTO_IP, _IP_TRANSPARENT)
-            )
-            made.setsockopt(level, option, 1)
+            made.setsockopt(socket.IPPROTO_IP, socket.IP_TRANSPARENT, 1)  # of IPv6, too
             _bind_as(made, visit.client)
         elif visit.service.outgoing_addr and (":" in visit.service.outgoing_addr) == six:
             if process.LINUX:  # the port is chosen at connect, where it need only differ for the same server

@@ -17,9 +17,6 @@ from appliance.notify import forget, keep, kept, settle
 from appliance.proxy.doorway import queue_length
 from appliance.supervisor.errors import StartError
 
-_IP_TRANSPARENT = 19
-_IPV6_TRANSPARENT = 75
-
 _NO_BOTH = (OSError,) if sys.platform.startswith("openbsd") else ()  # its IPv6 sockets never take IPv4
 
 _ADVICE = {
@@ -115,9 +112,7 @@ def _bound(config: Config, *, grouped: bool) -> socket.socket:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         if _transparent(config):
             with contextlib.suppress(*_needless(config)):
-                listener.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
-                if address.version == 6:
-                    listener.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+                listener.setsockopt(socket.IPPROTO_IP, socket.IP_TRANSPARENT, 1)  # for IPv6, too
         listener.bind((str(address), config.port))
     except OSError:
         listener.close()

@@ -5,7 +5,6 @@ import struct
 
 from appliance.proxy.lookup import Endpoint, Lookup, LookupFailure, Route
 
-_IP_TRANSPARENT = 19
 _SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST has the same number
 _SOCKADDR_IN = struct.Struct("!2xH4s8x")
 _SOCKADDR_IN6 = struct.Struct("!2xH4x16s4x")
@@ -23,7 +22,7 @@ class Netfilter(Lookup):
     def known(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:  # noqa: ARG002
         """Ask the kernel for the original destination; raises LookupFailure."""
         try:
-            accepted.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 0)
+            accepted.setsockopt(socket.IPPROTO_IP, socket.IP_TRANSPARENT, 0)
             if ":" in client.address:
                 raw = accepted.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, _SOCKADDR_IN6.size)
                 port, address = _SOCKADDR_IN6.unpack(raw)
