@@ -40,7 +40,8 @@ def _fixed(config: Config) -> Iterator[tuple[str, str]]:
     if server is None:
         yield "fixed_server", f"not set; mode {config.mode} needs the address of the mail server"
         return
-    mine = server == config.bind_address or (config.bind_address.is_unspecified and server.is_loopback)
+    local = server.is_loopback or server.is_unspecified  # to connect there is to connect to this machine
+    mine = server == config.bind_address or (config.bind_address.is_unspecified and local)
     if mine and config.fixed_server_port == config.port:
         yield "fixed_server", "leads back to the gateway itself; set the address and port of the mail server"
 

@@ -132,6 +132,10 @@ ERRORS = [
         "mode fixed\nfixed_server 127.0.0.1\nfixed_server_port 9199",
         "<text>:2: option fixed_server: leads back to the gateway",
     ),
+    (
+        "mode fixed\nfixed_server 0.0.0.0\nfixed_server_port 9199\nbind_address ::",
+        "<text>:2: option fixed_server: leads back to the gateway",
+    ),
     ("spf fixed", "<text>: option spf_fixed_ip: not set; spf fixed needs the address to check"),
     (
         "antivirus_type mksd\nantivirus_path 127.0.0.1:9",
