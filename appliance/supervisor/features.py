@@ -3,6 +3,7 @@
 Called by the command line and the status. Nothing is configured or started here.
 """
 
+import functools
 import importlib.metadata
 import platform
 import socket
@@ -11,8 +12,9 @@ from collections.abc import Iterator
 from appliance.proxy import lookup
 
 
+@functools.cache
 def version() -> str:
-    """Give the version of the installed package."""
+    """Give the version of the package as it was asked first: an upgrade takes the files away that tell."""
     return importlib.metadata.version("smtp-gateway-appliance")
 
 

@@ -14,7 +14,7 @@ from appliance.config import dump, parse
 from appliance.proxy import lookup
 from appliance.proxy.quota import Limits, Use
 from appliance.proxy.records import Records
-from appliance.supervisor import cli
+from appliance.supervisor import cli, features
 
 PROGRAM = Path(sys.executable).with_name("smtp-gated")
 
@@ -149,11 +149,17 @@ def test_version_and_features() -> None:
     assert (code, err) == (0, "")
     first, *lines = out.splitlines(keepends=True)
     assert first == version
-    features = dict(re.findall(r"^  (\w+) +: (.+)$", "".join(lines), re.MULTILINE))
-    assert len(features) == len(lines)
-    assert {"fixed", "getsockname"} <= set(features["USE_NAT"].split())
+    found = dict(re.findall(r"^  (\w+) +: (.+)$", "".join(lines), re.MULTILINE))
+    assert len(found) == len(lines)
+    assert {"fixed", "getsockname"} <= set(found["USE_NAT"].split())
     assert lines[-1] == "  CONFIG_FILE      : /etc/smtp-gated.conf\n"
-    assert {"PYTHON", "UVLOOP", "IPV6", "TPROXY", "CLAMD", "MKSD", "SPAMASSASSIN"} <= set(features)
+    assert {"PYTHON", "UVLOOP", "IPV6", "TPROXY", "CLAMD", "MKSD", "SPAMASSASSIN"} <= set(found)
+
+
+def test_the_version_is_known_after_an_upgrade_took_the_files_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = features.version()
+    monkeypatch.setattr(sys, "path", [])
+    assert features.version() == before
 
 
 def test_no_rate_limit_record(file: Path, tmp_path: Path) -> None:
