@@ -6,6 +6,7 @@ are made here; nothing else is changed. What the files say about each other is j
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import shlex
@@ -21,6 +22,8 @@ from appliance.proxy import scanners
 _DESCRIPTORS = 64  # of a worker without sessions, generously
 _DESCRIPTORS_OF_SESSION = 5  # client, server, copy, and a scanner's connection or a script's
 _ANY_NUMBER = 1 << 32  # of sessions, where max_connections sets no limit
+_READ_ONLY = os.strerror(errno.EROFS)
+_NAME_IT = "; a unit of systemd has to name it in ReadWritePaths= (systemctl edit smtp-gated)"
 
 
 def obstacles(config: Config) -> list[str]:
@@ -130,7 +133,8 @@ def _directories(config: Config, who: Identity) -> Iterator[str]:
         except OSError as error:
             complaint = error.strerror
         if complaint:
-            yield f"{option}: directory {path}: {complaint}; {_remedy(path, owner, mode)}"
+            unit = _NAME_IT if complaint == _READ_ONLY else ""
+            yield f"{option}: directory {path}: {complaint}; {_remedy(path, owner, mode)}{unit}"
 
 
 def _directory(path: Path, owner: Identity, mode: int) -> str | None:
@@ -143,8 +147,9 @@ def _directory(path: Path, owner: Identity, mode: int) -> str | None:
     if not path.is_dir():
         return "something else is in its place"
     with acting_as(owner):
-        usable = os.access(path, os.W_OK | os.X_OK, effective_ids=True)
-    return None if usable else f"not writable for {_name(owner)}"
+        if os.access(path, os.W_OK | os.X_OK, effective_ids=True):
+            return None
+    return _READ_ONLY if os.statvfs(path).f_flag & os.ST_RDONLY else f"not writable for {_name(owner)}"
 
 
 def _name(owner: Identity) -> str:

@@ -4,6 +4,7 @@ import os
 import pwd
 import resource
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from appliance.supervisor.checks import absent_scanners, obstacles, warnings
 from appliance.supervisor.errors import StartError
 from appliance.supervisor.listeners import open_listeners
 from tests.ports import free_port
+from tests.supervisor.program import PROGRAM
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
@@ -72,6 +74,21 @@ def test_directories_belong_to_the_gateways_user_and_are_judged_by_its_rights(ho
     (home / "msg").chmod(0o500)
     assert "msg: not writable for user nobody; " in obstacles(config(home, set_user="nobody"))[0]
     assert (os.getresuid(), os.getresgid(), os.getgroups()) == ((0, 0, 0), (0, 0, 0), groups)
+
+
+@ROOT_ONLY
+def test_a_directory_that_is_read_only_for_the_unit_is_told_from_one_of_another_user(home: Path) -> None:
+    places = {"lock_path": home / "lock", "spool_path": home / "msg", "pidfile": home / "pid"}
+    places["statefile"] = home / "state"
+    lines = [f"{name} {path}\n" for name, path in places.items()]
+    (home / "conf").write_text("mode fixed\nfixed_server 127.0.0.1\n" + "".join(lines))
+    (home / "lock").mkdir()
+    words = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o ro tmpfs "$0" && exec "$@"']
+    command = [*words, str(home / "lock"), PROGRAM, "-f", str(home / "conf")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert f"lock_path: directory {home}/lock: Read-only file system; " in done.stderr
+    assert "ReadWritePaths=" in done.stderr
 
 
 def test_unknown_users() -> None:
