@@ -28,7 +28,8 @@ _HINTS = (
     (re.compile("size limit exceeded"), "raise StreamMaxLength in clamd.conf, or lower scan_max_size"),
     (
         re.compile(r"lstat\(\)|can't open|denied|path check", re.IGNORECASE),
-        "let clamd's user read spool_path (its group, spool_perm), or set antivirus_transfer to fd or stream",
+        "let clamd's user read spool_path (its group, spool_perm; AppArmor), "
+        "or set antivirus_transfer to fd or stream",
     ),
 )
 

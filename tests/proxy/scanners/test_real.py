@@ -128,7 +128,7 @@ def test_a_path_clamd_cannot_find_is_told_with_the_remedy(clamd: Clamd, copy: Co
     spool.path.unlink()
     finding = run(clamav(clamd, "path").scan(spool))
     assert finding.state is State.FAILED
-    assert "let clamd's user read spool_path" in finding.detail
+    assert "let clamd's user read spool_path (its group, spool_perm; AppArmor)" in finding.detail
 
 
 def test_clamd_that_was_started_again_is_simply_there(clamd: Clamd, copy: Copy) -> None:
