@@ -136,6 +136,18 @@ def load(site: Site, postfix: Postfix) -> Iterator[Load]:
     load.end()
 
 
+@pytest.fixture
+def helper(site: Site) -> Iterator[str]:
+    """Give the name of the helper's service, which runs as docs/remote.md says."""
+    unit, options = "appliance-helper", 'HELPER_OPTIONS="--gateway 192.0.2.9 --gateway 2001:db8:9::9"\n'
+    site.machine.run(["tee", "/etc/default/appliance-helper"], input=options)
+    site.machine.run(["install", "-Dm600", "/dev/stdin", "/etc/appliance-helper/secret"], input="7\n")
+    site.machine.run(["systemctl", "start", unit])
+    yield unit
+    site.machine.run(["systemctl", "stop", unit])
+    site.machine.run(["rm", "-r", "/etc/default/appliance-helper", "/etc/appliance-helper"])
+
+
 @pytest.fixture(scope="session")
 def releases(site: Site) -> Path:
     """Where the wheels of later versions go; on a path that all hosts share."""

@@ -55,8 +55,8 @@ def version(machine: Machine) -> str:
     return machine.run(["smtp-gated", "-v"]).stdout.split()[1]
 
 
-def main_process(machine: Machine) -> str:
-    return machine.run(["systemctl", "show", "--property=MainPID", "--value", "smtp-gated"]).stdout
+def main_process(machine: Machine, unit: str = "smtp-gated") -> str:
+    return machine.run(["systemctl", "show", "--property=MainPID", "--value", unit]).stdout
 
 
 def condition(machine: Machine) -> str:

@@ -122,7 +122,7 @@ def test_its_gateway_passes_mail_on_in_the_clients_name(site: Site, postfix: Pos
     assert "gw.example.test" in message
 
 
-def test_another_version_of_it_refuses_nobody(site: Site, package: Path, load: Load) -> None:
+def test_another_version_of_it_refuses_nobody(site: Site, package: Path, load: Load, helper: str) -> None:
     machine = site.machine
     newer = other(package, "0.2.0", site.directory)
     shutil.copy(newer, machine.disk / "root")
@@ -130,6 +130,7 @@ def test_another_version_of_it_refuses_nobody(site: Site, package: Path, load: L
     machine.run([*INSTALL, f"/root/{newer.name}"], timeout=200)
     assert load.end() > 0
     assert main_process(machine) != before
+    assert main_process(machine, helper) != "0\n"
     assert release(machine) == "/opt/smtp-appliance/releases/0.2.0"
 
 
