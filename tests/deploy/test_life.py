@@ -340,15 +340,16 @@ def test_clients_wait_while_a_crashed_gateway_starts_again(site: Site, postfix: 
 
 
 def test_an_upgrade_under_load_refuses_nobody(
-    site: Site, administrator: Administrator, load: Load, releases: Path
+    site: Site, administrator: Administrator, load: Load, releases: Path, helper: str
 ) -> None:
     wheels = dist.wheel(releases / "good", "0.2.0")
-    before = main_process(site.machine)
+    before, helping = main_process(site.machine), main_process(site.machine, helper)
     administrator.succeed("upgrade under load", wheels=str(wheels))
     sent = load.end()
     assert sent > 0
     assert version(site.machine) == "0.2.0"
     assert main_process(site.machine) != before
+    assert main_process(site.machine, helper) not in ("0\n", helping)
     is_green(site.machine)
 
 
