@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 from appliance import process
 
-READY_WITHIN = 10.0  # seconds from exec to the first word
+READY_WITHIN = 30.0  # seconds from exec to the first word; the machine may be busy with scanners
 ANSWER_WITHIN = 2.0  # seconds
 _PULSE = 10.0  # seconds from one sign of life to the next question, and for the answer
 _MISSED = 3  # answers in a row
