@@ -4,11 +4,14 @@ The tests follow each other on one machine. Mail is sent by the client and taken
 the machine between them.
 """
 
+import contextlib
 import json
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -92,6 +95,22 @@ def is_dropped(site: Site, postfix: Postfix, source: str) -> bool:
     except TimeoutError:
         return True
     return False
+
+
+@contextlib.contextmanager
+def session_to_its_end(site: Site, postfix: Postfix) -> Iterator[None]:
+    """A session that is open when the gateway is told to stop within the block, and is heard after that."""
+
+    def quit_late(client: socket.socket) -> bytes:
+        wait_until(lambda: condition(site.machine) != "active", 200, "the gateway told to stop", 0.5)
+        client.sendall(b"QUIT\r\n")
+        return client.recv(512)
+
+    with site.client.connect((postfix.ipv4, 25)) as client, ThreadPoolExecutor() as threads:
+        assert client.recv(512).startswith(b"220")
+        reply = threads.submit(quit_late, client)
+        yield
+        assert reply.result().startswith(b"221")
 
 
 @pytest.fixture(scope="module")
@@ -381,7 +400,8 @@ def test_removal_leaves_nothing(
 ) -> None:
     assert "inet appliance" in site.machine.run(["nft", "list", "tables"]).stdout
     site.machine.run(["touch", "/var/log/smtp-gated.logbook"])  # somebody else's
-    administrator.succeed("remove the appliance", state="absent")
+    with session_to_its_end(site, postfix):
+        administrator.succeed("remove the appliance", state="absent")
     now = state(site.machine)
     differences = {what: sorted(set(now[what].splitlines()) ^ set(bare[what].splitlines())) for what in bare}
     assert not any(differences.values()), str(differences)

@@ -15,7 +15,7 @@ from lab.network import CLIENT4, CLIENT6
 from lab.servers import Postfix
 from tests.deploy.administrator import Administrator
 from tests.deploy.conftest import TIMES, Load
-from tests.deploy.test_life import delivered, main_process, state
+from tests.deploy.test_life import delivered, main_process, session_to_its_end, state
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
 
@@ -135,9 +135,9 @@ def test_another_version_of_it_refuses_nobody(site: Site, package: Path, load: L
 
 
 def test_purging_it_leaves_nothing(site: Site, postfix: Postfix, bare: dict[str, str]) -> None:
-    site.machine.run(
-        ["apt-get", "purge", "--yes", "--quiet", "--autoremove", "smtp-gateway-appliance"], timeout=100
-    )
+    purge = ["apt-get", "purge", "--yes", "--quiet", "--autoremove", "smtp-gateway-appliance"]
+    with session_to_its_end(site, postfix):
+        site.machine.run(purge, timeout=200)
     is_bare(site.machine, bare, "/opt 755 root ")  # dpkg takes an empty directory along that nobody else has
     assert "gw.example.test" not in delivered(site, postfix, CLIENT4)
 
