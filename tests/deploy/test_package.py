@@ -15,7 +15,7 @@ from lab.network import CLIENT4, CLIENT6
 from lab.servers import Postfix
 from tests.deploy.administrator import Administrator
 from tests.deploy.conftest import TIMES, Load
-from tests.deploy.test_life import delivered, main_process, session_to_its_end, state
+from tests.deploy.test_life import condition, delivered, main_process, session_to_its_end, state
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
 
@@ -132,6 +132,16 @@ def test_another_version_of_it_refuses_nobody(site: Site, package: Path, load: L
     assert main_process(machine) != before
     assert main_process(machine, helper) not in ("0\n", helping)
     assert release(machine) == "/opt/smtp-appliance/releases/0.2.0"
+
+
+def test_going_back_starts_a_gateway_that_the_other_version_ended(site: Site, package: Path) -> None:
+    machine = site.machine
+    machine.run(["tee", "/etc/smtp-gated.conf"], input=f"{CONFIGURATION}no_such_option 1\n")
+    machine.run(["systemctl", "restart", "smtp-gated"], check=False)
+    assert condition(machine) == "failed"
+    machine.run(["tee", "/etc/smtp-gated.conf"], input=CONFIGURATION)
+    machine.run([*INSTALL, "--allow-downgrades", f"/root/{package.name}"], timeout=200)
+    assert condition(machine) == "active"
 
 
 def test_purging_it_leaves_nothing(site: Site, postfix: Postfix, bare: dict[str, str]) -> None:
