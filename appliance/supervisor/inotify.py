@@ -28,10 +28,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Watch:
-    """A watch on the directory at `path`, as it is now. Raises OSError when there is none to be watched."""
+    """A watch on the directory at `path`, as it is now.
+
+    Raises OSError when there is none, or one whose files this process may not see.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._identity = self._identify()
         self._descriptor: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         if self._descriptor < 0:
             raise self._error()
@@ -40,17 +44,13 @@ class Watch:
             error = self._error()
             self.close()
             raise error
-        self._identity = self._identify()
 
     def _error(self) -> OSError:
         number = ctypes.get_errno()
         return OSError(number, os.strerror(number), str(self._path))
 
-    def _identify(self) -> tuple[int, int] | None:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
+    def _identify(self) -> tuple[int, int]:
+        found = os.stat(f"{self._path}/.")  # noqa: PTH116 - a Path drops the dot, which asks for search permission
         return found.st_dev, found.st_ino
 
     def fileno(self) -> int:
@@ -81,8 +81,11 @@ class Watch:
         return [*names], missed
 
     def holds(self) -> bool:
-        """Tell whether the path still leads to the directory that is watched."""
-        return self._identity is not None and self._identify() == self._identity
+        """Tell whether the path still leads to the directory that is watched, and its files can be seen."""
+        try:
+            return self._identify() == self._identity
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Watch no more."""

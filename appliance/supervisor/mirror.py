@@ -84,6 +84,7 @@ class Mirror:
         self._next_scan = 0.0
         self._complete = False  # the whole directory was looked at once
         self._watch: Watch | None = None
+        self._unseen = ""  # why the directory cannot be looked at
         self._refused = False
         self._absent = False
         self._next_comparison = 0.0
@@ -107,6 +108,7 @@ class Mirror:
             self._watch.close()
             self._watch = None
         self._scan = None
+        self._events.clear()
 
     def fileno(self) -> int:
         """Give the descriptor that becomes readable when something happens in the directory, or -1."""
@@ -143,10 +145,15 @@ class Mirror:
             self._events.update(dict.fromkeys(names))
             if missed or (now >= self._next_scan and self._scan is None):
                 self._begin_scan(path.name for path in self._path.iterdir())
-        except OSError as error:  # it has gone, and the locks with it; tried again at each tick
+            self._unseen = ""
+        except FileNotFoundError as error:  # it has gone, and the locks with it; tried again at each tick
             if self._scan is None and (self._locks or not self._complete):
                 self._log.warning("LOCK:KERNEL", why=error)
                 self._begin_scan([])
+        except OSError as error:  # the locks that the kernel has stay; tried again, too
+            if self._unseen != (why := f"{error}; locks stay as they are in the kernel"):
+                self._log.err("LOCK:KERNEL", why=why)
+            self._unseen = why
 
     def _begin_scan(self, names: Iterable[str]) -> None:
         known = [str(address) for address in self._locks]

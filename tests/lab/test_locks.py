@@ -257,6 +257,28 @@ def test_a_mirror_that_is_killed_is_started_again(appliance: Appliance, kernel: 
     kernel.wait_locked()
 
 
+@pytest.mark.parametrize("mode", [0o000, 0o400, 0o600])
+def test_locks_stay_while_their_directory_cannot_be_read(
+    appliance: Appliance, kernel: Kernel, mode: int
+) -> None:
+    """As after a chmod -R gone wrong: neither a mirror that runs nor one that starts lets anybody in."""
+    running = appliance(None)
+    gone = lock(running, CLIENT4)
+    lock(running, CLIENT6)
+    kernel.wait_locked(CLIENT4, CLIENT6)
+    permissions = running.locks.stat().st_mode
+    running.locks.chmod(mode)
+    gone.unlink()
+    running.wait_log(r"LOCK:KERNEL why=.*Permission denied: .*locks stay")
+    os.kill(mirror_of(running), 9)
+    running.wait_log(r"(?s)LOCK:KERNEL why=the mirror ended.*LOCK:KERNEL why=.*Permission denied")
+    time.sleep(1.2)
+    assert set(kernel.locked()) == {CLIENT4, CLIENT6}
+    running.locks.chmod(permissions)
+    kernel.wait_locked(CLIENT6)
+    assert running.log.count("locks stay") == 2  # each mirror says so once
+
+
 def test_the_mirror_may_change_rules_and_nothing_else(appliance: Appliance, kernel: Kernel) -> None:
     running = appliance(None)
     lock(running, CLIENT4)
