@@ -1,10 +1,10 @@
 """appliance-ctl plan, up, down, check: the kernel's rules, seen and changed by a person or a unit of systemd.
 
 Registered by `app.py`. `appliance.nft.installer` does the work; here it is shown. None of them needs the
-daemon.
+daemon, but one that runs is asked whether it can do with these rules.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -12,7 +12,8 @@ import typer
 from rich.text import Text
 
 from appliance.bpf import gate
-from appliance.config import parse
+from appliance.config import Config, ConfigError, parse
+from appliance.ctl.ask import ask
 from appliance.ctl.base import Code, CtlError, clean, console, given, print_json
 from appliance.nft.installer import Installer, Plan, Refused
 from appliance.nft.kernel import KernelError
@@ -22,6 +23,7 @@ Early = Annotated[
     bool, typer.Option("--early", help="Accept interfaces that are not there yet, as at the system's start.")
 ]
 _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
+_SHARED = ("mode", "bind_address", "port")  # what the gateway knows since its start, and the rules go by
 
 
 @contextmanager
@@ -39,6 +41,19 @@ def _told() -> Iterator[None]:
         raise CtlError(f"the kernel's rules: {error}; nothing was changed") from None
 
 
+def _misunderstood(context: typer.Context, config: Config) -> list[str]:
+    """Tell in what a gateway that runs does not go with these rules; nothing if none can be asked."""
+    try:
+        running = parse(str(ask(given(context), "config")["text"]))
+    except (CtlError, ConfigError):
+        return []
+    return [
+        f"the gateway runs with {name} {running.written(name)}, not {config.written(name)}: restart it"
+        for name in _SHARED
+        if getattr(running, name) != getattr(config, name)
+    ]
+
+
 @commands.command()
 def plan(context: typer.Context, early: Early = False) -> None:
     """Show what `up` would change in the kernel, and change nothing."""
@@ -47,7 +62,7 @@ def plan(context: typer.Context, early: Early = False) -> None:
         found = Installer(config, early=early).plan()
     differs, lacking = gate.check(config)
     nothing = "nothing would change: the kernel's rules are up already"
-    _show(context, found, "would change", nothing, [*differs, *lacking])
+    _show(context, found, "would change", nothing, [*differs, *lacking], _misunderstood(context, config))
 
 
 @commands.command()
@@ -56,7 +71,8 @@ def up(context: typer.Context, early: Early = False) -> None:
     config = given(context).config()
     with _told():
         done = Installer(config, early=early).up()
-    _show(context, done, "changed", "nothing to change: the kernel's rules are up already", gate.up(config))
+    nothing = "nothing to change: the kernel's rules are up already"
+    _show(context, done, "changed", nothing, gate.up(config), _misunderstood(context, config))
 
 
 @commands.command()
@@ -73,7 +89,7 @@ def check(context: typer.Context) -> Code:
     config = given(context).config()
     differs, lacking = gate.check(config)
     with _told():
-        found = [*Installer(config).check(), *differs]
+        found = [*Installer(config).check(), *_misunderstood(context, config), *differs]
     if given(context).as_json:
         print_json({"differences": found, "missing": lacking})
     elif found:
@@ -89,13 +105,21 @@ def check(context: typer.Context) -> Code:
     return Code.FAILED if found else Code.DONE
 
 
-def _show(context: typer.Context, plan: Plan, verb: str, nothing: str, of_gate: list[str]) -> None:
-    """Print what changes; `of_gate` is what there is to say about the gate."""
+def _show(
+    context: typer.Context,
+    plan: Plan,
+    verb: str,
+    nothing: str,
+    of_gate: list[str],
+    of_gateway: Sequence[str] = (),
+) -> None:
+    """Print what changes; `of_gate` and `of_gateway` are what there is to say about these."""
+    warnings = [*plan.warnings, *of_gateway]
     if given(context).as_json:
         print_json(
             {
                 "changes": plan.difference,
-                "warnings": plan.warnings,
+                "warnings": warnings,
                 "commands": plan.commands,
                 "routing": {"add": [*map(str, plan.add)], "remove": [*map(str, plan.remove)]},
                 "gate": of_gate,
@@ -105,7 +129,7 @@ def _show(context: typer.Context, plan: Plan, verb: str, nothing: str, of_gate: 
     out = console()
     for line in plan.difference[2:]:
         out.print(Text(clean(line), _COLOURS.get(line[:1], "")), soft_wrap=True)
-    for warning in (*plan.warnings, *of_gate):
+    for warning in (*warnings, *of_gate):
         out.print(Text(f"warning: {clean(warning)}", "yellow"), soft_wrap=True)
     if plan.empty:
         out.print(Text(nothing))

@@ -191,6 +191,22 @@ def test_rules_that_are_missing_are_told_of(start: Start, kernel: Kernel) -> Non
     assert ctl.outcome(CLIENT4)[0] == "accepted"
 
 
+def test_rules_that_the_running_gateway_cannot_serve_are_told_of(start: Start) -> None:
+    """It takes another mode and port at its next start only: until then mail would be refused."""
+    ctl = start({"lan_interfaces": "lan", "xdp": "off"})
+    assert ctl.json("plan")["warnings"] == []
+    ctl.gateway.options |= {"mode": "netfilter", "port": 9198}
+    ctl.gateway.write()
+    told = [
+        "the gateway runs with mode tproxy, not netfilter: restart it",
+        "the gateway runs with port 9199, not 9198: restart it",
+    ]
+    assert ctl.json("plan")["warnings"] == told
+    said = ctl("check")
+    assert said.returncode == 1
+    assert set(told) <= set(said.stdout.splitlines())
+
+
 def test_what_the_gate_counted_stands_beside_it(
     network: Network, server: ScriptedServer, start: Start
 ) -> None:
