@@ -156,7 +156,9 @@ class _Others:
                     kind = next(iter(verdict))
                     for target in _targets(verdict):
                         kind = self._fate((*chain[:2], target), depth + 1)
-                    if kind == "accept":
+                    if kind == "return":
+                        return ""
+                    if kind == "accept" and not _is_for_the_known(words):
                         return kind
                     if kind in _STOPS and surely and sure:
                         return "drop"
@@ -238,6 +240,15 @@ class _Others:
                 case _:
                     return None
         return ranges
+
+
+def _is_for_the_known(words: list[Json]) -> bool:
+    """Tell whether a rule asks connection tracking alone, in words of iptables that nft does not tell.
+
+    Firewalls let in like that what belongs to a connection that they have let in before.
+    """
+    asks = [each for each in words if "match" in each or "xt" in each]
+    return [(each.get("xt") or {}).get("name") for each in asks] in (["conntrack"], ["state"])
 
 
 def _taker(chain: Place, about: Json, verb: str, words: str) -> Taker:
