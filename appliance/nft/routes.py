@@ -98,8 +98,7 @@ def conflicts(config: Config) -> Iterator[str]:
                     yield f"fwmark {config.fwmark} is used by {where}; choose another, or remove that rule"
                 elif _table(rule, "FRA_TABLE") == config.route_table:
                     yield f"route_table {config.route_table} is used by {where}; choose another"
-            others = [route for route in _routes(netlink, version) if not _is_ours(route)]
-            if any(_table(route, "RTA_TABLE") == config.route_table for route in others):
+            if not all(map(_is_ours, _routes(version, table=config.route_table))):
                 yield f"route_table {config.route_table} has other routes of IPv{version}; choose another"
 
 
@@ -122,13 +121,13 @@ def before_ours() -> Iterator[str]:
 
 def present() -> list[Entry]:
     """Give our rules and routes that are there."""
+    found = [
+        Entry(version, 0, table=_table(route, "RTA_TABLE"))
+        for version in _FAMILIES
+        for route in _routes(version, proto=PROTOCOL)
+        if route["type"] == _LOCAL
+    ]
     with IPRoute() as netlink:
-        found = [
-            Entry(version, 0, table=_table(route, "RTA_TABLE"))
-            for version in _FAMILIES
-            for route in _routes(netlink, version)
-            if _is_ours(route) and route["type"] == _LOCAL
-        ]
         for version in _FAMILIES:
             found += [
                 _entry(version, each) for each in _rules(netlink, version) if _is_ours(each, "FRA_PROTOCOL")
@@ -186,7 +185,7 @@ def _do(what: str, entry: Entry) -> None:
                 table=entry.table,
                 scope=_HOST,
                 proto=PROTOCOL,
-                oif=netlink.link_lookup(ifname="lo")[0],
+                oif=socket.if_nametoindex("lo"),
             )
     except NetlinkError as error:
         raise OSError(error.code, f"{error.args[1]}: {what} {entry}") from None
@@ -196,8 +195,10 @@ def _rules(netlink: Any, version: int) -> list[Any]:
     return list(netlink.get_rules(family=_FAMILIES[version]))
 
 
-def _routes(netlink: Any, version: int) -> list[Any]:
-    return list(netlink.get_routes(family=_FAMILIES[version]))
+def _routes(version: int, **chosen: int) -> list[Any]:
+    """Give the routes of a table or a protocol. The kernel chooses them: it may have a million."""
+    with IPRoute(strict_check=True) as netlink:
+        return list(netlink.route("dump", family=_FAMILIES[version], dump_filter={}, **chosen))
 
 
 def _is_ours(message: Any, attribute: str = "") -> bool:

@@ -154,6 +154,21 @@ def test_fifty_thousand_locks_are_kept_and_hold_nobody_up(tmp_path: Path) -> Non
     as_router(work)
 
 
+def test_a_router_that_knows_the_ways_of_the_internet_is_not_held_up(tmp_path: Path) -> None:
+    """To read all its routes takes minutes."""
+
+    def work() -> None:
+        ways = (f"route add {20 + (n >> 16)}.{n >> 8 & 255}.{n & 255}.0/24 dev lan\n" for n in range(40_000))
+        run("ip", "-batch", "-", data="".join(ways))
+        installer = Installer(parse(TPROXY), directory=tmp_path)
+        begin = time.monotonic()
+        installer.up()
+        assert installer.check() == []
+        assert time.monotonic() - begin < 10
+
+    as_router(work)
+
+
 options = st.fixed_dictionaries(
     {
         "mode": st.sampled_from(["tproxy", "netfilter", "tproxy,netfilter", "fixed"]),
