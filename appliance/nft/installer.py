@@ -4,6 +4,7 @@ Called by `appliance.ctl`. Works in the network namespace of the calling thread.
 transaction, so that at no moment a connection is missed; whatever fails, all is as before.
 """
 
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -170,10 +171,10 @@ class Installer:
             yield f"lan_interfaces is not set, and mode {config.mode} takes connections that arrive there"
         if "netfilter" in config.mode and config.bind_address.is_loopback:
             yield f"bind_address {config.bind_address} cannot be reached by redirection; use 0.0.0.0 or ::"
-        with IPRoute() as netlink:
-            for name in config.lan_interfaces if not (self._early or self._flushed(listing)) else ():
-                if not netlink.link_lookup(ifname=name):
-                    yield f"lan_interfaces: there is no interface {name} here"
+        there = {name for _, name in socket.if_nameindex()}
+        for name in config.lan_interfaces if not (self._early or self._flushed(listing)) else ():
+            if name not in there:
+                yield f"lan_interfaces: there is no interface {name} here"
         if not ruleset.intercepts(config):
             return
         for taker in self._takers(listing):
