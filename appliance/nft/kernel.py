@@ -77,7 +77,9 @@ def _execute(commands: Sequence[Json], *, terse: bool) -> list[Json]:
         raise Unreadable("libnftables cannot list a table that has flags, such as owner") from None
     if status:
         advice = "; appliance-ctl needs root" if os.geteuid() and "not permitted" in error else ""
-        raise KernelError(" ".join(error.split())[:400].removeprefix("internal:0:0-0: Error: ") + advice)
+        lines = (" ".join(line.split()) for line in error.splitlines())
+        told = dict.fromkeys(line.removeprefix("internal:0:0-0: Error: ") for line in lines if line)
+        raise KernelError("; ".join(told)[:400] + advice)
     return list((output or {}).get("nftables", []))[1:]  # the first names libnftables
 
 

@@ -247,6 +247,13 @@ def test_at_the_start_of_a_machine_interfaces_may_be_missing(tmp_path: Path) -> 
     as_router(work)
 
 
+def test_what_the_kernel_refuses_of_many_rules_is_said_once() -> None:
+    """As when it lacks a module."""
+    rule = {"family": "inet", "table": "none", "chain": "none", "expr": [{"accept": None}]}
+    with pytest.raises(KernelError, match=r"^Could not process rule: No such file or directory$"):
+        kernel.elsewhere(lambda: kernel.transact([{"add": {"rule": rule}}] * 3))
+
+
 def fill_hooks() -> None:
     """The kernel takes 1024 chains at a hook, and no more."""
     chain = {"family": "inet", "table": "many", "type": "filter", "hook": "prerouting", "prio": 5}
