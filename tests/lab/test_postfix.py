@@ -243,3 +243,28 @@ def test_rejected_recipients_among_accepted_ones_under_pipelining(
         wait_until(lambda: len(postfix.mailbox(user).messages()) == 2, 5, "two mails")  # noqa: B023 - used at once
         assert len(postfix.mailbox(user).find("mail one")) == len(postfix.mailbox(user).find("mail two")) == 1
     running.wait_log("CLOSE .*trns=2, rcpts=4,")
+
+
+@pytest.mark.parametrize("refused_by", ["server", "gateway"])
+def test_a_message_refused_in_chunks_is_over_for_the_server_too(
+    network: Network, gateway: GatewayFactory, refused_by: str
+) -> None:
+    """Dovecot's submission server, for one, goes on with MAIL behind its last chunk."""
+    picky = {"smtpd_data_restrictions": "check_sender_access inline:{{bad@client.test=REJECT}}"}
+    server = Postfix(network.mail, name="picky", number=31, options=picky).start()
+    try:
+        gateway({"auth_require": "mandatory" if refused_by == "gateway" else "no"})
+        with RawClient(network.client, server.ipv4) as client:
+            client.begin()
+            for chunks in ((b"Subject: bad\r\n",), (b"Subject: bad\r\n", b"\r\ntext\r\n")):
+                client.envelope(sender=b"bad@client.test")
+                answers = client.bdat(*chunks)
+                assert answers[0].startswith(b"554 5.7.1 <bad" if refused_by == "server" else b"530 ")
+                assert all(answer.startswith(b"5") for answer in answers)
+            if refused_by == "gateway":
+                assert client.ask(b"AUTH PLAIN AGFsaWNlAHNlY3JldA==").startswith(b"235")
+            client.envelope()
+            assert client.bdat(b"Subject: good\r\n")[0].startswith(b"250 ")
+        server.mailbox("alice").wait("Subject: good")
+    finally:
+        server.stop()

@@ -72,9 +72,9 @@ class ContentSide(SessionState):
             return
         size, last = parsed
         if b"CHUNKING" not in self.offers:
-            self._swallow_chunk(size, self._reply(502, "5.5.1", self._settings.texts.unimpl_command))
+            self._swallow_chunk(size, last, self._reply(502, "5.5.1", self._settings.texts.unimpl_command))
         elif self._chunks is Chunks.FAILED:
-            self._swallow_chunk(size, self._reply(503, "5.5.1", self._settings.texts.proto_error))
+            self._swallow_chunk(size, last, self._reply(503, "5.5.1", self._settings.texts.proto_error))
         elif self._chunks is Chunks.OPEN:
             self._pass_chunk(size, last, b"")
         else:
@@ -88,7 +88,7 @@ class ContentSide(SessionState):
             self._pass_chunk(size, last, self._effects.begin_message())
         elif verdict.action is Action.REFUSE:
             self._chunks = Chunks.FAILED
-            self._swallow_chunk(size, self._reply(verdict.code, verdict.enhanced, verdict.text))
+            self._swallow_chunk(size, last, self._reply(verdict.code, verdict.enhanced, verdict.text))
         else:
             self._drop_line()
             self._chunk_left = size
@@ -115,17 +115,17 @@ class ContentSide(SessionState):
             self._awaited.append((Awaited.LAST_CHUNK if last else Awaited.CHUNK, b""))
         else:
             self._awaited.append((Awaited.CHUNKS_DONE, b""))
-        self._chunk_last = last
-        self._begin_chunk(size)
+        self._begin_chunk(size, last)
 
-    def _swallow_chunk(self, size: int, refusal: bytes) -> None:
+    def _swallow_chunk(self, size: int, last: bool, refusal: bytes) -> None:
         """Drop a chunk that the server shall not see; its sender gets the refusal behind it."""
         self._drop_line()
         self._chunk_refusal = refusal
-        self._begin_chunk(size)
+        self._begin_chunk(size, last)
 
-    def _begin_chunk(self, size: int) -> None:
+    def _begin_chunk(self, size: int, last: bool) -> None:
         self._chunk_left = size
+        self._chunk_last = last
         self.phase = Phase.CHUNK
         if not size:
             self._chunk_ended()
@@ -152,3 +152,5 @@ class ContentSide(SessionState):
         elif self._chunk_last and self._awaited:
             self.phase = Phase.WAIT
             self._drain()
+            return
+        self._leave_failed_message()

@@ -83,10 +83,6 @@ class Session(ClientSide):
         else:
             self.end()
 
-    def _to_client(self, data: bytes) -> None:
-        if data:
-            self._effects.to_client(data)
-
     def _odd(self, rest: bytes, whole: bool) -> None:
         """What stands next is no reply line, or only part of one."""
         if whole or b"\n" in rest or len(rest) > REPLY_MAX:
@@ -221,6 +217,8 @@ class Session(ClientSide):
             if first:
                 self._chunk_failed()
             self._to_client(line)
+            if last and not self._chunk_left:
+                self._leave_failed_message()
         elif self._chunk_left:
             self.end()  # an answer to a chunk that is not there yet
         elif last:

@@ -57,7 +57,7 @@ class Awaited(enum.IntEnum):
     XCLIENT_GREETING = 13
     XCLIENT_EHLO = 14
     XCLIENT = 15
-    CANCELLED = 16  # the reply to a cancelled AUTH, in whose place the gateway's own goes to the client
+    CANCELLED = 16  # the reply to a `*` or RSET of the gateway's; the client gets the gateway's own, or none
     # The gateway's own turn.
     OWN = 17
     CONCLUDE = 18
@@ -69,7 +69,7 @@ class Chunks(enum.Enum):
 
     NONE = enum.auto()
     OPEN = enum.auto()
-    FAILED = enum.auto()  # a chunk was refused: only RSET, EHLO or MAIL lead out
+    FAILED = enum.auto()  # a chunk was refused: only the last one, RSET, EHLO or MAIL lead out
 
 
 AUTH_OFFERED, AUTH_ACCEPTED, AUTH_REJECTED = 1, 2, 4
@@ -149,6 +149,10 @@ class SessionState:
     def _reply(self, code: int, enhanced: str, text: str) -> bytes:
         return reply(code, enhanced if b"ENHANCEDSTATUSCODES" in self.offers else "", text)
 
+    def _to_client(self, data: bytes) -> None:
+        if data:
+            self._effects.to_client(data)
+
     def _own(self, data: bytes) -> None:
         """Give a reply of the gateway in its place among the server's."""
         self._awaited.append((Awaited.OWN, data))
@@ -194,7 +198,7 @@ class SessionState:
             if self._taken.done:
                 break
             if kind in (Awaited.OWN, Awaited.CANCELLED):
-                effects.to_client(data)
+                self._to_client(data)
             elif kind is Awaited.CONCLUDE:  # a verdict that came first, and is told all the same
                 final = self._final
                 effects.to_client(self._reply(final.code, final.enhanced, final.text))
@@ -283,9 +287,18 @@ class SessionState:
         self.phase = Phase.COMMAND
         if self._chunks is Chunks.FAILED:
             self._effects.to_client(self._reply(503, "5.5.1", self._settings.texts.proto_error))
+            self._leave_failed_message()
             return
         self._release = b"BDAT 0 LAST\r\n"
         self._end_of_message()
+
+    def _leave_failed_message(self) -> None:
+        """The client has sent its last chunk in vain: the server, which saw no LAST, learns it by RSET."""
+        if self._chunks is Chunks.FAILED and self._chunk_last:
+            self._chunks = Chunks.NONE
+            self._effects.to_server(b"RSET\r\n")
+            self._awaited.append((Awaited.CANCELLED, b""))
+            self.phase = Phase.WAIT  # without PIPELINING Exim minds what comes before its answer
 
 
 _VERBS: Final = {
