@@ -388,6 +388,11 @@ class Connection(Relay):
         else:
             self.end("timeout")
 
+    @property
+    def address(self) -> str:
+        """The client's address."""
+        return self._visit.client.address
+
     def row(self) -> list[object]:
         """This connection's row of the status file."""
         visit, session = self._visit, self._session

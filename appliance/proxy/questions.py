@@ -40,21 +40,15 @@ async def answer(order: Order, service: Service, connections: Iterable[Connectio
 
 
 def _client(address: str, service: Service, connections: Iterable[Connection]) -> dict[str, object]:
-    rows = (connection.row() for connection in connections)
     record = service.clients.ledger.known(address) if service.config.ratelimit_period > 0 else None
     return {
         "pid": os.getpid(),
         "open": service.clients.sessions(address),
-        "sessions": [row for row in rows if _address(row) == address],
+        "sessions": [connection.row() for connection in connections if connection.address == address],
         "tally": service.clients.talkers.known(address).row(),
         "limits": record and record.facts(),
         "refusal": _refusal(address, service),
     }
-
-
-def _address(row: list[object]) -> str:
-    """The client of a row, whose sixth column is address and port."""
-    return str(row[5]).rpartition(":")[0].strip("[]")
 
 
 def _refusal(address: str, service: Service) -> list[str] | None:

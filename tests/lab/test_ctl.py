@@ -131,6 +131,8 @@ def test_every_command_in_both_forms(network: Network, server: ScriptedServer, s
             session["pid"]
         )
         assert found["gateway"]["tally"] == tally
+        (own,) = found["gateway"]["sessions"]
+        assert own["source"] == session["source"]
         assert found["limits"]["limits"]["recipients"]["used"] == 1
         assert "next      ACCEPTED: " in ctl.text("explain", CLIENT4)
     used = ctl.json("limits", "set", CLIENT4, "recipients=1")["limits"]["recipients"]

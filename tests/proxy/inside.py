@@ -19,6 +19,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from appliance.proxy.scoreboard import Counter, Scoreboard
 from lab.process import wait_until
@@ -104,11 +105,11 @@ class Inside:
         rows: list[list[object]] = json.loads(self._answers.readline())["found"]
         return rows
 
-    def tally(self, address: str = "127.0.0.1") -> list[int]:
-        """Give what a client has done: connections, mails, refusals, destinations."""
+    def known(self, address: str = "127.0.0.1") -> dict[str, Any]:
+        """Give what is known of a client."""
         self.tell("client", address=address)
-        row: list[int] = json.loads(self._answers.readline())["found"]["tally"]
-        return row
+        found: dict[str, Any] = json.loads(self._answers.readline())["found"]
+        return found
 
     def connect(self, source: str = "127.0.0.1") -> Talk:
         """Connect, with the greeting still to be read."""

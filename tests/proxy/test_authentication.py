@@ -129,11 +129,11 @@ def test_the_log_names_the_scans_they_are_spared(
 def test_direct_is_for_those_whom_the_server_let_in(inside: Inside) -> None:
     options: dict[str, str | int] = {"auth_skip": "direct", "antivirus_type": "clamd", "lock_duration": 0}
     inside.use(**options)
-    refusals = inside.tally()[2]
+    refusals = inside.known()["tally"][2]
     with session(inside, offered=True, words=(WRONG, RIGHT)) as client:
         assert client.begin().finish("X-Virus: Eicar\r\n").startswith("250 ")
         assert [row[1] for row in inside.rows()] == ["direct"]
-    assert inside.tally()[2] == refusals
+    assert inside.known()["tally"][2] == refusals
     assert "auth=7, " in inside.wait_log("CLOSE:DIRECT ")
     with session(inside, offered=True, words=(WRONG,)) as client:
         assert client.begin().finish("X-Virus: Eicar\r\n").startswith("550 ")

@@ -16,6 +16,13 @@ def test_a_worker_ends_with_its_supervisor(tmp_path: Path, unread: bool) -> None
         assert worker.abandon(unread=unread) == 0
 
 
+def test_a_client_is_known_with_its_own_sessions_and_no_others(tmp_path: Path) -> None:
+    with contextlib.closing(Inside(tmp_path)) as worker, worker.session("127.0.0.2"):
+        (row,) = worker.known("127.0.0.2")["sessions"]
+        assert (row[1], row[4].rpartition(":")[0]) == ("helo", "127.0.0.2")
+        assert worker.known("127.0.0.1")["sessions"] == []  # the server, by its address
+
+
 def test_a_locked_database_and_scripts_that_hang_are_waited_for_at_the_same_time(
     tmp_path: Path, script: Path
 ) -> None:
