@@ -40,18 +40,7 @@ class Service:
         self.lookup = lookup.make(config)
         self.outgoing_addr = "" if config.outgoing_addr.is_unspecified else str(config.outgoing_addr)
         self.resolver = Resolver(config.dns_servers)
-        self.virus = scanners.antivirus(
-            config.antivirus_type if config.scan_max_size else "off",
-            config.antivirus_path,
-            config.timeout_scanner,
-            config.antivirus_transfer,
-        )
-        self.spam = scanners.antispam(
-            config.antispam_type if config.spam_max_size > 0 else "off",
-            config.antispam_path,
-            config.timeout_spam,
-            config.spam_threshold,
-        )
+        self.virus, self.spam = scanners.configured(config)
         self.spool_limit = max(
             config.scan_max_size if self.virus else 0, config.spam_max_size if self.spam else 0
         )

@@ -1,12 +1,14 @@
 """What is looked at before the gateway starts, so that it starts well or says in one line what to do.
 
-The supervisor calls these at a start, and the first again before a reload. Directories that are only missing
-are made here; nothing else is changed. What the files say about each other is judged by `appliance.config`.
+The supervisor calls these at a start, `obstacles` and `warnings` again at a reload. Directories that are only
+missing are made here; nothing else is changed. What options have to do with each other is judged by
+`appliance.config`.
 """
 
 import asyncio
 import contextlib
 import errno
+import functools
 import os
 import resource
 import shlex
@@ -74,24 +76,13 @@ def descriptors(config: Config) -> int:
 def absent_scanners(config: Config) -> tuple[list[str], list[str]]:
     """Ask the scanners whether they are there: obstacles to a start, and what is only worth a warning.
 
-    Runs an event loop of its own, which ends any threads that the scanners' libraries need.
+    Runs an event loop of its own, which ends the threads that look their names up.
     """
     return asyncio.run(_probe(config))
 
 
 async def _probe(config: Config) -> tuple[list[str], list[str]]:
-    virus = scanners.antivirus(
-        config.antivirus_type if config.scan_max_size else "off",
-        _reached(config, config.antivirus_path),
-        config.timeout_scanner,
-        config.antivirus_transfer,
-    )
-    spam = scanners.antispam(
-        config.antispam_type if config.spam_max_size > 0 else "off",
-        _reached(config, config.antispam_path),
-        config.timeout_spam,
-        config.spam_threshold,
-    )
+    virus, spam = scanners.configured(config, functools.partial(_reached, config))
     why_virus = virus and await virus.probe()
     why_spam = spam and await spam.probe()
     fatal = [why_virus] if why_virus and not config.ignore_errors else []

@@ -1,10 +1,11 @@
 """Scanners: daemons that are handed a message's copy and say what it is.
 
 Each scanner is one module of this package, named as the value of `antivirus_type` or `antispam_type` that
-selects it, with a class `Scanner` in it; that file is all there is to add. The worker makes its scanners
-with `antivirus` and `antispam` when it reads its configuration, and calls `scan` at the end of a message,
-`probe` when it starts. What a finding means for the mail is decided by the caller. Nothing here keeps a
-connection: a scanner that was started again is simply there at the next scan.
+selects it, with a class `Scanner` in it; that file is all there is to add. A worker makes its scanners with
+`configured` when it reads its configuration, calls `scan` at the end of a message and `probe` when it is
+asked how they are; the supervisor does that itself before it starts. What a finding means for the mail is
+decided by the caller. Nothing here keeps a connection: a scanner that was started again is simply there at
+the next scan.
 """
 
 import asyncio
@@ -12,10 +13,11 @@ import enum
 import importlib
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-from appliance.config.network import SocketAddress
+from appliance.config import Config, SocketAddress
 from appliance.proxy.spool import Spool
 
 CONCURRENT = 16  # scans of one scanner that one worker has under way
@@ -107,6 +109,29 @@ class Scanner(ABC):
 def _told(error: Exception) -> str:
     reason = error.strerror if isinstance(error, OSError) else str(error)
     return printable(reason or str(error) or type(error).__name__, 256)
+
+
+def configured(
+    config: Config, reached: Callable[[SocketAddress], SocketAddress] = lambda address: address
+) -> tuple[Scanner | None, Scanner | None]:
+    """Make the scanners for viruses and for spam, None where nothing is scanned.
+
+    `reached` gives the place of an address for whoever asks.
+    """
+    return (
+        antivirus(
+            config.antivirus_type if config.scan_max_size else "off",
+            reached(config.antivirus_path),
+            config.timeout_scanner,
+            config.antivirus_transfer,
+        ),
+        antispam(
+            config.antispam_type if config.spam_max_size > 0 else "off",
+            reached(config.antispam_path),
+            config.timeout_spam,
+            config.spam_threshold,
+        ),
+    )
 
 
 def antivirus(kind: str, address: SocketAddress, timeout: float, transfer: str) -> Scanner | None:
