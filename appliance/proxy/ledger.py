@@ -23,7 +23,7 @@ RECORDS: Final = 100_000  # that are kept in memory; of more clients the latest
 WRITE_EVERY: Final = 0.5  # seconds
 _READ_WITHIN: Final = 5.0  # seconds, or the record counts as unusable
 _CLOSE_WITHIN: Final = 3.0  # seconds for the last writing
-_BATCH: Final = 1000  # records written in one transaction, and looked at for being over
+_BATCH: Final = 1000  # records written, or deleted, in one transaction, and looked at for being over
 _LETTING_GO: Final = 16  # records looked at to make room for one: most are held by no session
 _PURGE_EVERY: Final = 60.0  # seconds
 
@@ -202,7 +202,7 @@ class Ledger:
             return
         limits = self._limits
         before = self.clock() - limits.memory
-        while await self._in_thread(self._records.purge, before, limits.generation) >= _BATCH:
+        while await self._in_thread(self._records.purge, before, limits.generation, _BATCH) >= _BATCH:
             pass
         self._purged = self.clock()
 

@@ -109,14 +109,12 @@ class Records:
             self._seen = edits[-1].edited
         return edits
 
-    def purge(self, before: float, generation: int, limit: int = 1000) -> int:
-        """Delete records last cleared before a time, but no personal ones; give how many there were."""
+    def purge(self, before: float, generation: int, most: int) -> int:
+        """Delete some records last cleared before a time, but no personal ones; give how many."""
         with self._open() as connection:
-            return connection.execute(_PURGE, (before, generation, limit)).rowcount
+            return connection.execute(_PURGE, (before, generation, most)).rowcount
 
-    def set_quotas(
-        self, client: str, quotas: Mapping[Use, int], limits: Limits, generation: int = PERSONAL
-    ) -> Record:
+    def set_quotas(self, client: str, quotas: Mapping[Use, int], limits: Limits) -> Record:
         """Give a client quotas of its own; a client not known yet has the others from `limits`.
 
         They hold until the configuration has a higher generation.
@@ -124,7 +122,7 @@ class Records:
 
         def change(record: Record) -> None:
             record.quotas = tuple(quotas.get(use, old) for use, old in zip(Use, record.quotas, strict=True))
-            record.generation = generation
+            record.generation = PERSONAL
 
         return self._edit(client, change, limits)
 

@@ -124,9 +124,9 @@ def test_clearing_and_dropping(records: Records) -> None:
 def test_old_records_are_purged_but_no_personal_ones(records: Records) -> None:
     records.save([row_of(used(f"192.0.2.{number}")) for number in range(5)])
     records.set_quotas("192.0.2.1", {}, LIMITS)
-    assert records.purge(NOW, LIMITS.generation) == 0
+    assert records.purge(NOW, LIMITS.generation, 9) == 0
     assert records.purge(NOW + 1, LIMITS.generation, 2) == 2
-    assert records.purge(NOW + 1, LIMITS.generation) == 2
+    assert records.purge(NOW + 1, LIMITS.generation, 9) == 2
     assert records.get("192.0.2.1")
 
 
