@@ -1,6 +1,6 @@
 """What the gate's maps hold: names, sizes and the structures of gate.c, read and written in Python.
 
-For compile.py, gate.py and their tests. Pure: nothing here speaks to the kernel.
+For compile.py, and for whoever reads or writes the maps. Pure: nothing here speaks to the kernel.
 """
 
 import hashlib
@@ -10,12 +10,11 @@ import struct
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final
 
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
+from appliance.config import Address, Network
 
 SOURCE: Final = Path(__file__).with_name("gate.c")
 BITS: Final = 1024  # of a sketch: tells up to 3000 servers apart, 2 to 5 percent off

@@ -7,14 +7,12 @@ log, once.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 from appliance.bpf import layout
-from appliance.bpf.layout import Address
 from appliance.bpf.pinned import PINS, open_map
+from appliance.config import Address
 from appliance.log import Log
 
-T = TypeVar("T")
 _TOLERANCE = 1_000_000_000  # nanoseconds by which an end may seem to differ because clocks are set
 
 
@@ -69,7 +67,7 @@ class GateLocks:
     def _add(self, key: bytes, deadline: int) -> None:
         self._map.update(key, layout.pack_lock(deadline, self._map.lookup(key)))
 
-    def _try(self, work: Callable[[], T]) -> None:
+    def _try(self, work: Callable[[], object]) -> None:
         try:
             work()
         except OSError as error:

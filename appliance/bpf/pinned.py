@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Final, Self
 
 from appliance.bpf import layout
-from appliance.bpf.layout import Address, Client, Network, Settings
+from appliance.bpf.layout import Client, Settings
 from appliance.bpf.maps import Map
-from appliance.config import Config
+from appliance.config import Address, Config, Network
 
 PINS: Final = Path("/sys/fs/bpf/smtp-gated")
 _FIRST = bytes(4)  # key of the only element of an array

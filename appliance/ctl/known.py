@@ -1,7 +1,7 @@
 """What files and the kernel know of clients, gateway or not: lock files, the rules' sets, the gate's maps.
 
-The commands call this. It reads; it writes only with the rights of the gateway's
-user, whose they are: a command run by root leaves nothing behind that the gateway could not use.
+The commands call this. What it reads it never changes; who writes does so with the rights of the gateway's
+user (`as_owner`), so that a command run by root leaves nothing behind that the gateway could not use.
 """
 
 import contextlib
@@ -9,14 +9,14 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from appliance.bpf import gate, layout
 from appliance.bpf.locks import dropped as dropped_by_gate
 from appliance.bpf.pinned import Gate
-from appliance.config import Config
+from appliance.config import Address, Config
 from appliance.ctl.base import Code, CtlError
 from appliance.nft.kernel import KernelError, transact
 from appliance.nft.locks import Element, LockSets, NftError, NoTable
@@ -24,8 +24,6 @@ from appliance.nft.names import DROPPED_LOCKED, FAMILY, TABLE
 from appliance.nft.ruleset import intercepts
 from appliance.privileges import Identity, PrivilegeError, acting_as, identity
 from appliance.proxy.locks import Lock, LockDirectory, lock_name, read_lock
-
-Address = IPv4Address | IPv6Address
 
 NO_TABLE: Final = f"the kernel has no table {FAMILY} {TABLE}; appliance-ctl up makes it"
 

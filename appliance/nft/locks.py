@@ -15,12 +15,12 @@ import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import Any, NamedTuple, TypeVar
 
+from appliance.config import Address
 from appliance.nft.names import FAMILY, LOCKED, TABLE
 
-Address = IPv4Address | IPv6Address
 T = TypeVar("T")
 
 BATCH = 500  # elements of a transaction: some 10 ms, for which a lock that was just made has to wait

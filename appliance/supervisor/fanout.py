@@ -11,9 +11,8 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
-from appliance.bpf.layout import Address
 from appliance.bpf.pinned import PINS, Gate
-from appliance.config import Config
+from appliance.config import Address, Config
 from appliance.log import Log
 from appliance.supervisor.workers import Workers
 

@@ -23,9 +23,9 @@ from typing import Protocol
 
 from appliance import privileges, process
 from appliance.bpf.locks import GateLocks
-from appliance.config import Config, parse
+from appliance.config import Address, Config, parse
 from appliance.log import Log
-from appliance.nft.locks import BATCH, Address, Lock, LockSets, NftError, NoTable
+from appliance.nft.locks import BATCH, Lock, LockSets, NftError, NoTable
 from appliance.nft.names import FAMILY, TABLE
 from appliance.proxy.locks import LockDirectory, lock_name, read_lock
 from appliance.supervisor.inotify import Watch

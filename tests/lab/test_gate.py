@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance.bpf.layout import Address
 from appliance.bpf.locks import dropped
 from appliance.bpf.pinned import Gate
+from appliance.config import Address
 from lab.gateway import Gateway, Options
 from lab.host import Host
 from lab.network import CLIENT4, CLIENT6, MAIL4, MAIL6, PUBLIC_CLIENT4, Network

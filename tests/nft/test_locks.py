@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.nft.locks import Address, Lock, LockSets, NftError, NoTable, comment
+from appliance.config import Address
+from appliance.nft.locks import Lock, LockSets, NftError, NoTable, comment
 from lab.namespace import inside
 
 pytestmark = pytest.mark.lab
