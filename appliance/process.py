@@ -30,7 +30,6 @@ CAP_SETUID: Final = 7
 CAP_NET_ADMIN: Final = 12
 CAP_NET_RAW: Final = 13
 CAP_SYS_CHROOT: Final = 18
-CAP_BPF: Final = 39
 CAP_LAST: Final = 63  # the bits a capability set has; the kernel knows fewer
 
 _VERSION_3: Final = 0x20080522

@@ -10,6 +10,7 @@ import os
 import platform
 import struct
 from collections.abc import Iterator, Sequence
+from ctypes import addressof
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -42,29 +43,27 @@ def _call(command: int, attributes: bytes) -> tuple[int, int, bytes]:
 
 
 def bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
-    """Call bpf(2); give its result and the attributes as the kernel left them. Raises OSError."""
+    """Call bpf(2); give its result and the attributes as the kernel left them. Raises OSError.
+
+    Buffers whose addresses are among the attributes must live until this returns.
+    """
     result, code, left = _call(command, attributes)
     if code:
         raise OSError(code, os.strerror(code))
     return result, left
 
 
-def address_of(buffer: ctypes.Array[ctypes.c_char]) -> int:
-    """Give the address of a buffer, which must live until the call that is told it has returned."""
-    return ctypes.addressof(buffer)
-
-
 def pin(descriptor: int, path: Path) -> None:
     """Give a map, program or link a name in a BPF file system. Raises OSError."""
     name = ctypes.create_string_buffer(os.fsencode(path))
-    bpf(_PIN, struct.pack("=QII", address_of(name), descriptor, 0))
+    bpf(_PIN, struct.pack("=QII", addressof(name), descriptor, 0))
 
 
 def get(path: Path) -> int:
     """Open what is pinned under a name; the descriptor is the caller's to close. Raises OSError."""
     name = ctypes.create_string_buffer(os.fsencode(path))
     try:
-        return bpf(_GET, struct.pack("=QII", address_of(name), 0, 0))[0]
+        return bpf(_GET, struct.pack("=QII", addressof(name), 0, 0))[0]
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
@@ -72,7 +71,7 @@ def get(path: Path) -> int:
 def info(descriptor: int, size: int) -> bytes:
     """Give the first bytes of what the kernel tells of a map, program or link. Raises OSError."""
     answer = ctypes.create_string_buffer(size)
-    bpf(_INFO, struct.pack("=IIQ", descriptor, size, address_of(answer)))
+    bpf(_INFO, struct.pack("=IIQ", descriptor, size, addressof(answer)))
     return answer.raw
 
 
@@ -114,7 +113,7 @@ class Map:
         name = self._buffer(key, self.key_size)
         bpf(
             command,
-            struct.pack("=I4xQQQ", self.descriptor, address_of(name), address_of(value) if value else 0, 0),
+            struct.pack("=I4xQQQ", self.descriptor, addressof(name), addressof(value) if value else 0, 0),
         )
 
     def lookup(self, key: bytes) -> bytes | None:
@@ -142,7 +141,7 @@ class Map:
         """Take the oldest value of a queue, None when it is empty."""
         value = ctypes.create_string_buffer(self.value_size)
         try:
-            bpf(_POP, struct.pack("=I4xQQQ", self.descriptor, 0, address_of(value), 0))
+            bpf(_POP, struct.pack("=I4xQQQ", self.descriptor, 0, addressof(value), 0))
         except FileNotFoundError:
             return None
         return value.raw
@@ -153,8 +152,8 @@ class Map:
         previous = None
         for _ in range(self.capacity + 1):
             try:
-                place = address_of(previous) if previous else 0
-                bpf(_NEXT_KEY, struct.pack("=I4xQQQ", self.descriptor, place, address_of(following), 0))
+                place = addressof(previous) if previous else 0
+                bpf(_NEXT_KEY, struct.pack("=I4xQQQ", self.descriptor, place, addressof(following), 0))
             except FileNotFoundError:
                 return
             yield following.raw
@@ -170,7 +169,7 @@ class Map:
         while not last:
             attributes = struct.pack(
                 "=QQQQIIQQ",
-                *(0 if first else address_of(token), address_of(token), address_of(keys), address_of(values)),
+                *(0 if first else addressof(token), addressof(token), addressof(keys), addressof(values)),
                 *(size, self.descriptor, 0, 0),
             )
             _, code, left = _call(_BATCH_LOOKUP, attributes)
@@ -192,6 +191,6 @@ class Map:
             bpf(
                 _BATCH_UPDATE,
                 struct.pack(
-                    "=QQQQIIQQ", 0, 0, address_of(keys), address_of(values), len(some), self.descriptor, 0, 0
+                    "=QQQQIIQQ", 0, 0, addressof(keys), addressof(values), len(some), self.descriptor, 0, 0
                 ),
             )

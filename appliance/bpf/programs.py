@@ -6,10 +6,11 @@ For gate.py, compile.py and the tests. Which program, and what for, is not known
 import contextlib
 import ctypes
 import struct
+from ctypes import addressof
 from dataclasses import dataclass
 from typing import Final
 
-from appliance.bpf.maps import address_of, bpf, info
+from appliance.bpf.maps import bpf, info
 
 _LOAD, _TEST_RUN, _LINK_CREATE, _LINK_DETACH = 5, 10, 28, 34
 _TYPE_XDP, _ATTACH_XDP = 6, 37
@@ -36,8 +37,8 @@ def load(instructions: bytes, name: str) -> int:
     for flags in (_HAS_FRAGS, 0):  # Linux before 5.18 does not know it
         attributes = struct.pack(
             "=IIQQIIQII16sII",
-            *(_TYPE_XDP, len(instructions) // 8, address_of(code), address_of(license_)),
-            *(1, len(said), address_of(said), 0, flags, name.encode(), 0, _ATTACH_XDP),
+            *(_TYPE_XDP, len(instructions) // 8, addressof(code), addressof(license_)),
+            *(1, len(said), addressof(said), 0, flags, name.encode(), 0, _ATTACH_XDP),
         )
         try:
             return bpf(_LOAD, attributes)[0]
@@ -84,8 +85,8 @@ def try_on(program: int, packet: bytes, *, interface: int = 0, repeat: int = 1) 
     context = ctypes.create_string_buffer(struct.pack("=IIIIII", 0, len(packet), 0, interface, 0, 0), 24)
     attributes = struct.pack(
         "=IIIIQQIIIIQQ",
-        *(program, 0, len(packet), len(result), address_of(data), address_of(result), repeat, 0),
-        *((24, 0, address_of(context), 0) if interface else (0, 0, 0, 0)),
+        *(program, 0, len(packet), len(result), addressof(data), addressof(result), repeat, 0),
+        *((24, 0, addressof(context), 0) if interface else (0, 0, 0, 0)),
     )
     left = bpf(_TEST_RUN, attributes)[1]
     verdict, _, size = struct.unpack_from("=III", left, 4)

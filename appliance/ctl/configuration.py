@@ -9,7 +9,8 @@ from appliance.config import OPTIONS, Config, ConfigError
 from appliance.ctl.ask import ask
 from appliance.ctl.base import Code, CtlError, clean, console, given, print_json, table
 from appliance.privileges import PrivilegeError
-from appliance.supervisor import checks, features
+from appliance.proxy import lookup
+from appliance.supervisor import checks
 
 config = typer.Typer(
     no_args_is_help=True, help="Look at the configuration file, and what the gateway runs with."
@@ -22,7 +23,7 @@ commands.add_typer(config, name="config")
 def config_check(context: typer.Context) -> None:
     """Check the file; exit code 2 and every error with its line if it cannot be used."""
     path = given(context).config_path
-    found = language.load(path, modes=features.modes())
+    found = language.load(path, modes=lookup.modes())
     warnings = [*found.warnings, *_warnings(found)]
     if given(context).as_json:
         print_json({"file": str(path), "warnings": warnings})

@@ -17,6 +17,7 @@ import typer
 from appliance import config as configuration
 from appliance.commandline import bear_all_letters, delivered, plain
 from appliance.config import ConfigError
+from appliance.proxy import lookup
 from appliance.supervisor import features, remote
 
 DONE, FAILED, BAD_CONFIGURATION, BAD_USAGE, HELPED = 0, 1, 2, 3, 10
@@ -146,7 +147,7 @@ def _print_record(file: Path, client: str) -> int:
 
 
 def _print_config(file: Path, *, messages: bool) -> int:
-    modes = features.modes()
+    modes = lookup.modes()
     try:
         config = configuration.load(file, modes=modes)
     except ConfigError:

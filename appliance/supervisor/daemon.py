@@ -19,6 +19,7 @@ from appliance.config import OPTIONS, Config, ConfigError, check, load
 from appliance.log import Log
 from appliance.notify import notify, watchdog_interval
 from appliance.privileges import PrivilegeError, identity
+from appliance.proxy import lookup
 from appliance.proxy.doorway import queue_length
 from appliance.proxy.scoreboard import Scoreboard
 from appliance.supervisor import checks, status
@@ -26,7 +27,7 @@ from appliance.supervisor.background import run_in_background
 from appliance.supervisor.control import ControlSocket
 from appliance.supervisor.errors import StartError
 from appliance.supervisor.fanout import FanOut
-from appliance.supervisor.features import modes, version
+from appliance.supervisor.features import version
 from appliance.supervisor.http import MetricsServer
 from appliance.supervisor.listeners import let_go, open_listeners
 from appliance.supervisor.mirroring import Mirroring
@@ -44,7 +45,7 @@ def run(config_path: Path, foreground: bool) -> int:
     Raises ConfigError when the file cannot be used.
     """
     path = config_path.absolute()
-    config = load(path, modes=modes())
+    config = load(path, modes=lookup.modes())
     if foreground:
         return _serve(path, config, None)
     return run_in_background(lambda ready: _serve(path, config, ready))
@@ -121,7 +122,7 @@ class Supervisor:
         self.path = path
         self.config = config
         self._log = log
-        self._modes = modes()  # to look through all packages takes longer than all else in a reload
+        self._modes = lookup.modes()  # to look through all packages takes longer than all else in a reload
         count = config.workers or (len(os.sched_getaffinity(0)) if steering.AVAILABLE else 1)
         self._listeners = open_listeners(config, count)
         self.board = Scoreboard.create(count)

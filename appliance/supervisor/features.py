@@ -18,14 +18,9 @@ def version() -> str:
     return importlib.metadata.version("smtp-gateway-appliance")
 
 
-def modes() -> tuple[str, ...]:
-    """Give the values of the option mode that work on this machine."""
-    return lookup.modes()
-
-
 def features() -> Iterator[tuple[str, str]]:
     """Give name and value of each feature, in the order to print."""
-    here = modes()
+    here = lookup.modes()
     yield "USE_NAT", " ".join(here)
     yield "TPROXY", _yes("tproxy" in here)
     yield "IPV6", _yes(_has_ipv6())
