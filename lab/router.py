@@ -9,6 +9,7 @@ from appliance.nft.installer import Installer, Plan
 from lab.host import Host
 from lab.namespace import inside
 
+PORT = 9199  # of the gateway
 ELSEWHERE = "fib daddr type != local"  # what is meant for the router itself is left alone
 PRIVATE4 = "{ 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 169.254.0.0/16 }"
 PRIVATE6 = "{ fc00::/7, fe80::/10 }"
@@ -26,9 +27,9 @@ def install(router: Host, text: str) -> Plan:
     return inside(router.namespace, lambda: installer(router, text).up())
 
 
-def intercept(router: Host, mode: str, port: int = 9199, on_failure: str = "closed") -> None:
-    """Send the clients' port 25 to what listens on the router's `port`, replacing an earlier interception."""
-    install(router, f"mode {mode}\nbind_address ::\nport {port}\non_failure {on_failure}\n")
+def intercept(router: Host, mode: str) -> None:
+    """Send the clients' port 25 to the gateway on the router, replacing an earlier interception."""
+    install(router, f"mode {mode}\nbind_address ::\nport {PORT}\non_failure closed\n")
 
 
 def release(router: Host) -> None:
@@ -38,7 +39,7 @@ def release(router: Host) -> None:
     router.run(["nft", "-f", "-"], input=clear)
 
 
-def hand_over(router: Host, gateway4: str, gateway6: str, port: int = 9199) -> None:
+def hand_over(router: Host, gateway4: str, gateway6: str) -> None:
     """Send the clients' port 25 to a gateway elsewhere, from the router's own address where it is private.
 
     What the gateway asks a client of a public IPv6 address, the router answers in its place.
@@ -47,8 +48,8 @@ def hand_over(router: Host, gateway4: str, gateway6: str, port: int = 9199) -> N
         table inet lab {{
             chain translate {{
                 type nat hook prerouting priority dstnat; policy accept;
-                iifname "lan" meta nfproto ipv4 tcp dport 25 {ELSEWHERE} dnat ip to {gateway4}:{port}
-                iifname "lan" meta nfproto ipv6 tcp dport 25 {ELSEWHERE} dnat ip6 to [{gateway6}]:{port}
+                iifname "lan" meta nfproto ipv4 tcp dport 25 {ELSEWHERE} dnat ip to {gateway4}:{PORT}
+                iifname "lan" meta nfproto ipv6 tcp dport 25 {ELSEWHERE} dnat ip6 to [{gateway6}]:{PORT}
                 iifname != "lan" ip6 saddr {gateway6} udp dport 114 {ELSEWHERE} redirect
             }}
             chain hide {{

@@ -71,24 +71,22 @@ def interface_of(link: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a program did with a packet: its verdict, the packet after it, and nanoseconds for one run."""
+    """What a program did with a packet: its verdict, and the packet after it."""
 
     verdict: int
     packet: bytes
-    duration: int
 
 
-def try_on(program: int, packet: bytes, *, interface: int = 0, repeat: int = 1) -> Trial:
+def try_on(program: int, packet: bytes, *, interface: int = 0) -> Trial:
     """Run a program on a packet as if that had come in at an interface, 0 for loopback. Raises OSError."""
     data = ctypes.create_string_buffer(packet, len(packet))
     result = ctypes.create_string_buffer(len(packet) + 256)
     context = ctypes.create_string_buffer(struct.pack("=IIIIII", 0, len(packet), 0, interface, 0, 0), 24)
     attributes = struct.pack(
         "=IIIIQQIIIIQQ",
-        *(program, 0, len(packet), len(result), addressof(data), addressof(result), repeat, 0),
+        *(program, 0, len(packet), len(result), addressof(data), addressof(result), 1, 0),
         *((24, 0, addressof(context), 0) if interface else (0, 0, 0, 0)),
     )
     left = bpf(_TEST_RUN, attributes)[1]
     verdict, _, size = struct.unpack_from("=III", left, 4)
-    (duration,) = struct.unpack_from("=I", left, 36)
-    return Trial(verdict, result.raw[:size], duration)
+    return Trial(verdict, result.raw[:size])

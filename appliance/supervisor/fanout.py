@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import errno
 from collections.abc import Callable
-from pathlib import Path
 
 from appliance.bpf.pinned import PINS, Gate
 from appliance.config import Address, Config
@@ -23,14 +22,11 @@ _MOST_WAITING = 1024  # clients whose worker is away
 class FanOut:
     """The watch over the gate, for as long as `run` runs. `changed` is called when it is another gate."""
 
-    def __init__(
-        self, config: Config, workers: Workers, log: Log, changed: Callable[[], None], pins: Path = PINS
-    ) -> None:
+    def __init__(self, config: Config, workers: Workers, log: Log, changed: Callable[[], None]) -> None:
         self._config = config
         self._workers = workers
         self._log = log
         self._changed = changed
-        self._pins = pins
         self._gate: Gate | None = None
         self._blind = False
         self._found: dict[Address, int] = {}
@@ -66,7 +62,7 @@ class FanOut:
         """Look for a gate and tell it what to do."""
         gate = None
         try:
-            gate = Gate(self._pins)
+            gate = Gate()
             if not gate.is_current():  # or it is not finished
                 raise OSError(errno.ESTALE, "the gate is of another version")
             gate.configure(self._config)
@@ -81,7 +77,7 @@ class FanOut:
     def _complain(self, error: OSError) -> None:
         """Say once that nobody counts servers although somebody should."""
         if not self._blind and "fanout" in self._config.lock_on:
-            why = f"{error.strerror}: {self._pins}; appliance-ctl up makes the gate, or says what it lacks"
+            why = f"{error.strerror}: {PINS}; appliance-ctl up makes the gate, or says what it lacks"
             self._log.warning("FANOUT:BLIND", why=why)
         self._blind = True
 

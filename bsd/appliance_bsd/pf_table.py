@@ -33,8 +33,8 @@ class PfTable:
         self._system = system
         self._name = name.encode()
 
-    def add(self, address: IPAddress, deadline: float | None = None, cause: str = "") -> None:  # noqa: ARG002
-        """Shut an address out; a table of pf has no place for the end of the lock and its cause."""
+    def add(self, address: IPAddress) -> None:
+        """Shut an address out."""
         self._ask(_ADD, self._elements([address]))
 
     def remove(self, address: IPAddress) -> None:

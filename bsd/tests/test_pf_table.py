@@ -33,7 +33,7 @@ def held(device: Any) -> set[IPAddress]:
 
 
 def test_an_address_is_added_and_removed(table: PfTable, device: Any) -> None:
-    table.add(A, 1e9, "VIRUS")
+    table.add(A)
     table.add(B)
     table.add(A)
     assert held(device) == {A, B}

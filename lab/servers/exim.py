@@ -59,16 +59,14 @@ maildir:
 class Exim(MailServer):
     """An Exim with its own queue and mailboxes, one for each host.
 
-    `options` go into the main section, `routers` before the mailboxes; their transport `outward` speaks SMTP.
+    `routers` come before the mailboxes; their transport `outward` speaks SMTP.
     """
 
-    def __init__(
-        self, host: Host, *, options: str = "", routers: str = "", name: str = "exim", number: int = 26
-    ):
+    def __init__(self, host: Host, *, routers: str = "", name: str = "exim", number: int = 26):
         super().__init__(host, name, number)
         self.routers = routers
         self.log_file = self.directory / "log_main"
-        self.options = options
+        self.options = ""  # lines of the main section
         self.outward = ""  # a line for that transport
 
     def argv(self) -> list[str | Path]:

@@ -19,11 +19,10 @@ match from any for domain "{domain}" rcpt-to <users> action "deliver"
 
 
 class OpenSMTPD(MailServer):
-    """An OpenSMTPD with its own mailboxes; `options` are lines of smtpd.conf. One for each host."""
+    """An OpenSMTPD with its own mailboxes, one for each host."""
 
-    def __init__(self, host: Host, *, options: str = "", number: int = 27):
-        super().__init__(host, "opensmtpd", number)
-        self.options = options
+    def __init__(self, host: Host):
+        super().__init__(host, "opensmtpd", 27)
 
     def argv(self) -> list[str | Path]:
         """Write smtpd.conf; the queue is in the place that is compiled in."""
@@ -32,8 +31,7 @@ class OpenSMTPD(MailServer):
         spool.chmod(0o711)
         configuration = self.directory / "smtpd.conf"
         configuration.write_text(
-            self.options
-            + CONFIGURATION.format(
+            CONFIGURATION.format(
                 users=", ".join(f'"{user}@{DOMAIN}"' for user in USERS),
                 ipv4=self.ipv4,
                 ipv6=self.ipv6,

@@ -21,19 +21,11 @@ def _answers(path: Path, question: bytes, answer: bytes) -> bool:
 
 
 class Clamd(Server):
-    """clamd on the unix socket `socket`, and on TCP if `port` is given; knows EICAR alone."""
+    """clamd on the unix socket `socket`; knows EICAR alone."""
 
-    def __init__(
-        self,
-        host: Host,
-        *,
-        options: dict[str, str] | None = None,
-        port: int = 0,
-        name: str = "clamd",
-    ):
+    def __init__(self, host: Host, *, options: dict[str, str] | None = None, name: str = "clamd"):
         super().__init__(host, name)
         self.options = options or {}
-        self.port = port
         self.socket = self.directory / "socket"
 
     def argv(self) -> list[str | Path]:
@@ -57,8 +49,6 @@ class Clamd(Server):
             "SelfCheck": "0",
             "Bytecode": "no",
         }
-        if self.port:
-            options |= {"TCPSocket": str(self.port), "TCPAddr": "127.0.0.1"}
         configuration = self.directory / "clamd.conf"
         configuration.write_text(
             "".join(f"{name} {value}\n" for name, value in (options | self.options).items())
@@ -71,14 +61,12 @@ class Clamd(Server):
 
 
 class Spamd(Server):
-    """spamd -L on the unix socket `socket`, and on TCP if `port` is given; scores GTUBE 1000."""
+    """spamd -L on the unix socket `socket`; scores GTUBE 1000."""
 
     ready_within = 40.0  # it compiles its rules with Perl
 
-    def __init__(self, host: Host, *, port: int = 0, children: int = 2, name: str = "spamd"):
-        super().__init__(host, name)
-        self.port = port
-        self.children = children
+    def __init__(self, host: Host):
+        super().__init__(host, "spamd")
         self.socket = self.directory / "socket"
 
     def argv(self) -> list[str | Path]:
@@ -92,16 +80,9 @@ class Spamd(Server):
             with contextlib.suppress(FileNotFoundError):
                 (site / file).write_text((self.host.root / "etc/spamassassin" / file).read_text())
         argv: list[str | Path] = ["spamd", "--local", "--nouser-config", "--syslog=stderr"]
-        argv += [
-            "--username=debian-spamd",
-            f"--max-children={self.children}",
-            f"--min-children={self.children}",
-        ]
+        argv += ["--username=debian-spamd", "--max-children=2", "--min-children=2"]
         argv += [f"--siteconfigpath={site}", f"--helper-home-dir={self.directory}"]
-        argv += [f"--socketpath={self.socket}", "--socketmode=0666"]
-        if self.port:
-            argv += ["--listen=127.0.0.1", f"--port={self.port}"]
-        return argv
+        return [*argv, f"--socketpath={self.socket}", "--socketmode=0666"]
 
     def serving(self) -> bool:
         """Tell whether spamd answers PING."""

@@ -8,30 +8,18 @@ from lab.servers.base import MailServer, Server
 
 
 class SmtpSink(MailServer):
-    """smtp-sink on port 25 of one address, in `address`; `options` are those of its command line."""
+    """smtp-sink on port 25 of one address, in `address`."""
 
-    def __init__(
-        self,
-        host: Host,
-        *,
-        options: tuple[str, ...] = (),
-        sessions: int = 1000,
-        ipv6: bool = False,
-        name: str = "sink",
-        number: int = 28,
-    ):
-        super().__init__(host, name, number)
-        self.options = options
+    def __init__(self, host: Host, *, sessions: int = 1000):
+        super().__init__(host, "sink", 28)
         self.sessions = sessions
-        self.address = self.ipv6 if ipv6 else self.ipv4
+        self.address = self.ipv4
 
     def argv(self) -> list[str | Path]:
         """Give the command: so many sessions at once need descriptors."""
         return [
             *("prlimit", f"--nofile={self.sessions + 3000}", "smtp-sink", "-u", "postfix"),
-            *("-m", str(self.sessions)),
-            *self.options,
-            *(f"inet:[{self.address}]:25", "1024"),
+            *("-m", str(self.sessions), f"inet:[{self.address}]:25", "1024"),
         ]
 
     def serving(self) -> bool:

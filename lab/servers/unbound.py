@@ -23,9 +23,8 @@ class Unbound(Server):
         *,
         records: tuple[str, ...] = (),
         silent: tuple[str, ...] = (),
-        name: str = "unbound",
     ):
-        super().__init__(host, name)
+        super().__init__(host, "unbound")
         self.zones, self.records, self.silent = zones, records, silent
         self._file = self.directory / "unbound.conf"
 
