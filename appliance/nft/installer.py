@@ -76,7 +76,7 @@ class Installer:
         if reasons:
             raise Refused(reasons)
         wanted = Table.find(self._as_kernel_tells())
-        return self._plan(Table.find(listing), wanted, routes.wanted(self._config))
+        return self._plan(listing, wanted, routes.wanted(self._config))
 
     def up(self) -> Plan:
         """Install the rules; give what was changed.
@@ -98,7 +98,7 @@ class Installer:
         """
         state = State(self._directory)
         with state.alone():
-            plan = self._plan(Table.find(self._list()), None, [])
+            plan = self._plan(self._list(), None, [])
             self._apply(plan, state, None)
         return plan
 
@@ -118,14 +118,14 @@ class Installer:
         found += self._stopped(listing)
         return found + sysctls.drift(State(self._directory).read(), sysctls.found(self._config))
 
-    def _plan(self, before: Table | None, after: Table | None, wanted: list[Entry]) -> Plan:
-        present = routes.present()
+    def _plan(self, listing: list[Json], after: Table | None, wanted: list[Entry]) -> Plan:
+        before, present = Table.find(listing), routes.present()
         difference = text.difference(
             [*text.lines(before, after), *map(str, present)], [*text.lines(after), *map(str, wanted)]
         )
         return Plan(
             difference,
-            [*self._warnings()] if after else [],
+            [*self._warnings(listing)] if after else [],
             before,
             after,
             [entry for entry in wanted if entry not in present],
@@ -201,7 +201,7 @@ class Installer:
         takers = self._takers(listing)
         return [f"stops mail before it comes here: {taker}" for taker in takers if not taker.steals]
 
-    def _warnings(self) -> Iterator[str]:
+    def _warnings(self, listing: list[Json]) -> Iterator[str]:
         config = self._config
         if not ruleset.intercepts(config):
             return
@@ -209,7 +209,7 @@ class Installer:
             fate = "passes by uninspected" if config.on_failure == "open" else "is refused"
             yield f"bind_address {config.bind_address} takes no IPv{version}: such mail {fate}; use ::"
         yield from sysctls.warnings(sysctls.found(config))
-        yield from self._stopped(self._list())
+        yield from self._stopped(listing)
         if self._blind:
             yield f"other tables are not looked at: {self._blind}"
         for path in _LEGACY:
