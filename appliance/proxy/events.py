@@ -29,12 +29,9 @@ def report(
     """
     service, config = visit.service, visit.service.config
     lock_file = _lock(service, name, visit.client.address, visit.ident, cause)
-    if lock_file is None:
+    if lock_file is None or config.action_script is None:
         return
-    if config.action_script is None:
-        return
-    session = visit.session
-    target = visit.target
+    session, target = visit.session, visit.target
     service.scripts.run(
         config.action_script,
         Event(

@@ -1,6 +1,6 @@
 """One message's copy for the scanners, made while the message flows to the server.
 
-The worker opens a `Spool` when a server accepts a message, writes every piece of it, hands it to the
+The worker opens a `Spool` when a client is about to send a message, writes every piece of it, hands it to the
 scanners at its end and closes it. `sweep` is called once when a worker starts. What a message means, and
 whether its copy is kept, is decided elsewhere.
 

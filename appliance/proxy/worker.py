@@ -1,8 +1,9 @@
 """The worker process: one event loop that serves the clients the kernel gives it.
 
 Started by the supervisor, which hands it its listener, the scoreboard and a socket for orders (one JSON
-object a line): start, reload, drain, stop, and the questions of `questions.py`. It gives up every right it
-does not need before it reads a byte from the network. When the supervisor is gone, so is the worker.
+object a line): start, reload, drain, stop, fanout for a client that the gate has reported, and the questions
+of `questions.py`. It gives up every right it does not need before it reads a byte from the network. When the
+supervisor is gone, so is the worker.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Replies: the gateway's own, written; the server's, read line by line (RFC 5321 section 4.2).
 
-Used by the session and the take-over. Knows nothing of commands or of what a reply means.
+Used by the session, the take-over, and for clients that are turned away. Knows nothing of commands or of
+what a reply means.
 """
 
 import re

@@ -137,7 +137,7 @@ class SessionState:
     def backlog(self) -> int:
         """Bytes of the client that wait, for a reply, a verdict or the rest of their line.
 
-        The worker stops reading when they are more than the longest line, ANSWER_MAX.
+        The worker stops reading when they are more than may wait (buffer_size), far more than a line has.
         """
         return len(self._in) - self._at
 

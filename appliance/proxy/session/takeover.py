@@ -3,15 +3,10 @@
 Sans I/O like the session, which hands it the client's bytes and sends what it answers.
 """
 
-import re
-from typing import Final
-
 from appliance.proxy.session.command import LINE_MAX, chunk
 from appliance.proxy.session.message import DataBody
 from appliance.proxy.session.reply import reply
 from appliance.proxy.session.verdict import Settings
-
-_WORDS: Final = re.compile(rb"[^\s]+")
 
 
 class TakeOver:
@@ -91,8 +86,8 @@ class TakeOver:
         if self._commands > self._settings.on_takeover_cmds:
             self.done = True
             return self._reply(554, "5.5.0", self._settings.texts.transaction_failed)
-        word = _WORDS.search(line)
-        verb = word[0].upper() if word else b""
+        words = line.split(None, 1)
+        verb = words[0].upper() if words else b""
         if verb == b"BDAT":
             size = chunk(line)
             self._chunk_left = size[0] if size else 0
