@@ -24,7 +24,7 @@ from pathlib import Path
 from appliance.bpf import headers, maps, programs
 from appliance.bpf.layout import PROGRAM
 from appliance.bpf.pinned import PINS, Gate
-from appliance.config import Config, ConfigError, load
+from appliance.config import DEFAULT_FILE, Config, ConfigError, load
 
 _COMPILES_WITHIN = 120.0  # seconds
 _OURS = "smtp-gated"  # source of a mount that was made here
@@ -320,7 +320,7 @@ def main() -> int:
     """Do what the command line says; 1 if something does not work or is not as it should be."""
     parser = argparse.ArgumentParser(prog="python -m appliance.bpf.gate", description=__doc__)
     parser.add_argument("do", choices=("up", "down", "check", "missing"))
-    parser.add_argument("--config", type=Path, default=Path("/etc/smtp-gated.conf"), metavar="FILE")
+    parser.add_argument("--config", type=Path, default=DEFAULT_FILE, metavar="FILE")
     parser.add_argument("--pins", type=Path, default=PINS, metavar="DIRECTORY")
     given = parser.parse_args()
     try:

@@ -8,9 +8,10 @@ from appliance.config.config import NAMES, OPTIONS, Config
 from appliance.config.dnsbl import DnsList
 from appliance.config.dump import dump
 from appliance.config.network import Address, Network, Networks, SocketAddress
-from appliance.config.parser import ConfigError, Problem, load, nearest, parse
+from appliance.config.parser import DEFAULT_FILE, ConfigError, Problem, load, nearest, parse
 
 __all__ = [
+    "DEFAULT_FILE",
     "NAMES",
     "OPTIONS",
     "Address",

@@ -15,6 +15,7 @@ from appliance.config import check
 from appliance.config.config import NAMES, OPTIONS, Config
 from appliance.config.option import shown
 
+DEFAULT_FILE = Path("/etc/smtp-gated.conf")
 MAX_FILE = 1 << 20  # bytes
 MAX_LINE = 1 << 20  # characters: the networks of an option fit, one by one though the file has ranges
 MAX_PROBLEMS = 100

@@ -13,9 +13,9 @@ import click
 import typer
 
 from appliance.commandline import bear_all_letters, delivered, plain
-from appliance.config import ConfigError
+from appliance.config import DEFAULT_FILE, ConfigError
 from appliance.ctl import configuration, explain, gateway, kernel, limits, locking, top
-from appliance.ctl.base import DEFAULT_FILE, Code, Context, CtlError, clean
+from appliance.ctl.base import Code, Context, CtlError, clean
 
 _CODES = """Exit codes: 0 done; 1 it failed, or check found a difference; 2 the configuration file is wrong; \
 3 wrong usage; 4 no gateway runs, and the command needs one; 5 the right to ask it is missing."""

@@ -17,9 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from appliance import config as configuration
-from appliance.config import Config
-
-DEFAULT_FILE = Path("/etc/smtp-gated.conf")
+from appliance.config import DEFAULT_FILE, Config
 
 
 class Code(IntEnum):

@@ -13,6 +13,7 @@ import typer
 from appliance.config import OPTIONS, Config
 from appliance.ctl import known
 from appliance.ctl.base import Code, CtlError, clean, console, given, print_json, table
+from appliance.ctl.locking import Client
 from appliance.ctl.times import moment, span
 from appliance.proxy.quota import Limits, Record, Use
 from appliance.proxy.records import PERSONAL, Records, RecordsError
@@ -22,10 +23,6 @@ limits = typer.Typer(
 )
 commands = typer.Typer()
 commands.add_typer(limits, name="limits")
-
-Client = Annotated[
-    str, typer.Argument(metavar="ADDR", help="An address, or ADDRESS-IDENT.", show_default=False)
-]
 
 
 @contextlib.contextmanager

@@ -16,12 +16,11 @@ import typer
 
 from appliance import config as configuration
 from appliance.commandline import bear_all_letters, delivered, plain
-from appliance.config import ConfigError
+from appliance.config import DEFAULT_FILE, ConfigError
 from appliance.proxy import lookup
 from appliance.supervisor import features, remote
 
 DONE, FAILED, BAD_CONFIGURATION, BAD_USAGE, HELPED = 0, 1, 2, 3, 10
-DEFAULT_FILE = Path("/etc/smtp-gated.conf")
 
 app = plain(add_completion=False)
 
