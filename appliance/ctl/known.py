@@ -23,7 +23,7 @@ from appliance.nft.locks import Element, LockSets, NftError, NoTable
 from appliance.nft.names import DROPPED_LOCKED, FAMILY, TABLE
 from appliance.nft.ruleset import intercepts
 from appliance.privileges import Identity, PrivilegeError, acting_as, identity
-from appliance.proxy.locks import Lock, LockDirectory, lock_name, read_lock
+from appliance.proxy.locks import Lock, LockDirectory, lock_name, locked_address, read_lock
 
 NO_TABLE: Final = f"the kernel has no table {FAMILY} {TABLE}; appliance-ctl up makes it"
 
@@ -108,21 +108,13 @@ def lock_names(config: Config) -> list[str]:
     """Give the names of all lock files and exemptions. Raises CtlError."""
     path = config.outside(config.lock_path)
     try:
-        return [name for name in os.listdir(path) if _is_looked_for(name)]  # noqa: PTH208 - names, fast
+        names = os.listdir(path)  # noqa: PTH208 - names, fast
     except FileNotFoundError:
         return []
     except OSError as error:
         code = Code.FORBIDDEN if isinstance(error, PermissionError) else Code.FAILED
         raise CtlError(f"lock_path {path}: {error.strerror}; try as root", code) from None
-
-
-def _is_looked_for(name: str) -> bool:
-    """Tell whether the gateway would ever look for this file: it writes an address in one way only."""
-    address = name.partition("-")[0]
-    try:
-        return lock_name(str(ip_address(address))) == address
-    except ValueError:
-        return False
+    return [name for name in names if locked_address(name.partition("-")[0])]
 
 
 def locks(config: Config, client: str | None = None, latest: int | None = None) -> list[LockFile]:

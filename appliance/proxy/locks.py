@@ -20,11 +20,11 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Final
 
-from appliance.config.network import Network, Networks
+from appliance.config.network import Address, Network, Networks
 
 _NOT_IN_ADDRESS: Final = re.compile(r"[^0-9A-Fa-f.:]")
 _NOT_IN_IDENT: Final = re.compile(r"[^A-Za-z0-9=+:-]")
@@ -56,6 +56,20 @@ def is_lock_name(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def locked_address(name: str) -> Address | None:
+    """Give the address that a lock file of this name locks out; None when it is no lock of a whole client.
+
+    It is one only under the very name that the gateway looks for.
+    """
+    try:
+        address = ip_address(name)
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        return None
+    return address if lock_name(str(address)) == name else None
 
 
 def read_lock(path: Path) -> tuple[str, str]:

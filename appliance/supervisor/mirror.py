@@ -18,7 +18,6 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from ipaddress import IPv6Address, ip_address
 from typing import Protocol
 
 from appliance import privileges, process
@@ -27,7 +26,7 @@ from appliance.config import Address, Config, parse
 from appliance.log import Log
 from appliance.nft.locks import BATCH, Lock, LockSets, NftError, NoTable
 from appliance.nft.names import FAMILY, TABLE
-from appliance.proxy.locks import LockDirectory, lock_name, read_lock
+from appliance.proxy.locks import LockDirectory, locked_address, read_lock
 from appliance.supervisor.inotify import Watch
 
 _TICK = 0.5  # seconds until a flushed table or a directory made anew is noticed
@@ -50,20 +49,6 @@ class Gate(Protocol):
 
     def replace(self, locks: Mapping[Address, Lock], /) -> None:
         """Make these, pairs of deadline and cause, all the locks there are."""
-
-
-def locked_address(name: str) -> Address | None:
-    """Give the address that a lock file of this name locks out; None when it is no lock of a whole client.
-
-    It is one only under the very name that the gateway looks for.
-    """
-    try:
-        address = ip_address(name)
-    except ValueError:
-        return None
-    if isinstance(address, IPv6Address) and address.ipv4_mapped:
-        return None
-    return address if lock_name(str(address)) == name else None
 
 
 class Mirror:

@@ -10,13 +10,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from ipaddress import ip_address
 from pathlib import Path
 
 from appliance import privileges
 from appliance.config import Config, ConfigError, load
 from appliance.log import Log
-from appliance.proxy.locks import LockDirectory, lock_name
+from appliance.proxy.locks import LockDirectory, locked_address
 from appliance_bsd.kernel import IPAddress
 from appliance_bsd.pf_layout import system
 from appliance_bsd.pf_table import TABLE, PfTable, open_table
@@ -67,8 +66,9 @@ class Mirror:
         found: set[IPAddress] = set()
         with contextlib.suppress(FileNotFoundError):  # it is made with the first lock
             for lock in self._locks.all():
-                if lock.until is None or now < lock.until:
-                    found |= _whole_client(lock.path.name)
+                address = locked_address(lock.path.name)  # pf cannot tell who is behind one
+                if address and (lock.until is None or now < lock.until):
+                    found.add(address)
         return found
 
     def _take_over(self, locked: set[IPAddress], now: float) -> None:
@@ -81,15 +81,6 @@ class Mirror:
             for address in self._known - locked:
                 self._table.remove(address)
         self._known = locked
-
-
-def _whole_client(name: str) -> set[IPAddress]:
-    """Give the address that a file of this name locks; pf cannot tell who is behind one."""
-    with contextlib.suppress(ValueError):
-        address = ip_address(name)
-        if lock_name(str(address)) == name:
-            return {address}
-    return set()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,9 +12,9 @@ from appliance.config import Config, parse
 from appliance.config.network import Address
 from appliance.log import Log
 from appliance.nft.locks import Element, Lock, LockSets
-from appliance.proxy.locks import LockDirectory
+from appliance.proxy.locks import LockDirectory, locked_address
 from appliance.supervisor import mirror as module
-from appliance.supervisor.mirror import Mirror, locked_address
+from appliance.supervisor.mirror import Mirror
 from lab.namespace import inside
 from lab.process import wait_until
 from tests.nft.test_locks import TABLE, Namespace
