@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote
 
 from appliance.proxy.locks import lock_name
@@ -257,14 +257,13 @@ def described(record: Record) -> Iterator[tuple[str, str]]:
     yield "destinations.remembered", str(record.destinations)
 
 
-def _record(row: Row) -> Record:
+def _record(row: tuple[Any, ...]) -> Record:
+    """Make a record of what the database has: the table is STRICT, so each column has its type."""
     client, generation, cleared, edited, *rest = row
     quotas, used, tries = (rest[at : at + _USES] for at in range(0, 3 * _USES, _USES))
-    limits = Limits(0, generation, 0, tuple(quotas))  # type: ignore[arg-type] # the table is STRICT
-    record = Record(client, limits, cleared)  # type: ignore[arg-type]
-    record.edited = edited  # type: ignore[assignment]
-    record.used, record.tries = used, tries  # type: ignore[assignment]
-    *record.names, record.remembered = rest[3 * _USES :]  # type: ignore[assignment]
+    record = Record(client, Limits(0, generation, 0, tuple(quotas)), cleared)
+    record.edited, record.used, record.tries = edited, used, tries
+    *record.names, record.remembered = rest[3 * _USES :]
     return record
 
 

@@ -15,7 +15,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 from appliance.config import Config, SocketAddress
 from appliance.proxy.spool import Spool
@@ -136,13 +135,14 @@ def configured(
 
 def antivirus(kind: str, address: SocketAddress, timeout: float, transfer: str) -> Scanner | None:
     """Make the virus scanner that `antivirus_type` names, None for off. `transfer` is path, stream or fd."""
-    return None if kind == "off" else cast("Scanner", _load(kind)(address, timeout, transfer))
+    return None if kind == "off" else _load(kind)(address, timeout, transfer)
 
 
 def antispam(kind: str, address: SocketAddress, timeout: float, threshold: float) -> Scanner | None:
     """Make the spam scanner of `antispam_type`, None for off; `threshold` is the least score of spam."""
-    return None if kind == "off" else cast("Scanner", _load(kind)(address, timeout, threshold))
+    return None if kind == "off" else _load(kind)(address, timeout, threshold)
 
 
-def _load(kind: str) -> type:
-    return cast("type", importlib.import_module(f"{__name__}.{kind}").Scanner)
+def _load(kind: str) -> Callable[..., Scanner]:
+    found: Callable[..., Scanner] = importlib.import_module(f"{__name__}.{kind}").Scanner
+    return found
