@@ -129,7 +129,7 @@ class Supervisor:
         self.workers = Workers(config, self._listeners, self.board, log, stderr=stderr)
         self._mirroring = Mirroring(config, log, stderr=stderr)
         self._fanout = FanOut(config, self.workers, log, self._mirroring.renew)
-        self.started = self.restarted = time.time()
+        self.started = self.reloaded = time.time()
         self._since = time.monotonic()
         self.ending = False
         self._ready = False
@@ -228,7 +228,7 @@ class Supervisor:
         self.workers.reload(effective)
         self._mirroring.reload(effective)
         self._fanout.reload(effective)
-        self.restarted = time.time()
+        self.reloaded = time.time()
         warnings = [*effective.warnings, *checks.warnings(effective)]
         if late:
             warnings.append(f"RELOAD: a restart is needed before these take effect: {' '.join(late)}")
@@ -248,7 +248,7 @@ class Supervisor:
         facts = status.Facts(
             version=version(),
             started=self.started,
-            restarted=self.restarted,
+            reloaded=self.reloaded,
             sessions=await self.workers.sessions() if "slots" in forms else [],
             now=time.time(),
             uptime=time.monotonic() - self._since,

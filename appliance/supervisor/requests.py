@@ -42,7 +42,7 @@ class Gateway(Protocol):
     workers: Workers
     board: Scoreboard
     started: float
-    restarted: float
+    reloaded: float
     ending: bool
 
     def reload(self) -> tuple[list[str], list[str]]:
@@ -88,7 +88,7 @@ class Requests:
             "mode": config.mode,
             "listening": f"{config.bind_address} port {config.port}",
             "started": gateway.started,
-            "reloaded": gateway.restarted,
+            "reloaded": gateway.reloaded,
             "now": time.time(),
             "ending": gateway.ending,
             "crashed": gateway.workers.crashed,
@@ -180,7 +180,7 @@ class Requests:
             workers=len(gateway.workers.all()),
             crashed=gateway.workers.crashed,
             started=gateway.started,
-            reloaded=gateway.restarted,
+            reloaded=gateway.reloaded,
             ending=gateway.ending,
             scanners=await self._scanner_rows(),
         )

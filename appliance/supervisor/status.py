@@ -72,7 +72,7 @@ class Facts:
 
     version: str
     started: float
-    restarted: float
+    reloaded: float
     now: float
     uptime: float
     crashed: int
@@ -121,7 +121,7 @@ def write(path: Path, permissions: int, text: str, owner: tuple[int, int] | None
 def _human(facts: Facts) -> Iterator[str]:
     yield _line("Version", facts.version)
     yield _line("Start time", time.ctime(facts.started))
-    yield _line("Restart time", time.ctime(facts.restarted))
+    yield _line("Restart time", time.ctime(facts.reloaded))
     yield _line("Dump time", time.ctime(facts.now))
     yield _line("Uptime", _span(int(facts.uptime)))
     yield _line("Children", "/".join(map(str, facts.children().values())))
@@ -144,7 +144,7 @@ def _flat(facts: Facts) -> Iterator[str]:
     yield f"version: {facts.version}"
     yield f"time.dump.unix: {facts.now:.0f}"
     yield f"time.start.unix: {facts.started:.0f}"
-    yield f"time.restart.unix: {facts.restarted:.0f}"
+    yield f"time.restart.unix: {facts.reloaded:.0f}"
     yield f"uptime.ticks: {facts.uptime:.0f}"
     for name, number in facts.children().items():
         yield f"{name}: {number}"

@@ -18,7 +18,7 @@ def facts(sessions: list[tuple[int, Rows | None]] | None = None) -> Facts:
     return Facts(
         version="1.2",
         started=1_700_000_000.0,
-        restarted=1_700_000_100.0,
+        reloaded=1_700_000_100.0,
         now=1_690_000_000.0,  # the clock was set back
         uptime=100_001.4,
         crashed=4,

@@ -24,7 +24,6 @@ REPLY_GATES = Gate.REPLY_MAIL | Gate.REPLY_RCPT | Gate.REPLY_AUTH
 class Copy:
     """One message as the scanners would see it, and what became of it."""
 
-    header_at: int  # length of the server's stream when the message began
     spool: bytearray = field(default_factory=bytearray)
     passed: bool = False
 
@@ -88,7 +87,7 @@ class Recorder(Effects):
 
     def begin_message(self) -> bytes:
         assert self._open is None
-        self._open = Copy(len(self.to_server_bytes))
+        self._open = Copy()
         self.copies.append(self._open)
         self.events.append("begin")
         return self._header
