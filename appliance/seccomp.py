@@ -42,16 +42,16 @@ _MACHINES: Final = {
 _Instruction = tuple[int, int, int, int]  # opcode, instructions to skip if true, if false, operand
 
 
-def allow_plain_sockets_alone() -> bool:
+def allow_plain_sockets_alone() -> None:
     """Let this thread and what it starts make no sockets but plain ones, for good.
 
     io_uring, which could make them unseen, and system calls of foreign kinds of programs are refused, too.
-    Needs PR_SET_NO_NEW_PRIVS to be set. False where the kernel or the processor is not known here. Raises
-    OSError.
+    Needs PR_SET_NO_NEW_PRIVS to be set. Does nothing where the kernel or the processor is not known here.
+    Raises OSError.
     """
     machine = _MACHINES.get(platform.machine())
     if sys.platform != "linux" or machine is None:
-        return False
+        return
     instructions = _program(machine)
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in instructions))
     program = struct.pack("HP", len(instructions), ctypes.addressof(code))
@@ -59,10 +59,8 @@ def allow_plain_sockets_alone() -> bool:
     words = [ctypes.c_long(word) for word in (machine.seccomp, _SECCOMP_SET_MODE_FILTER, _SPEC_ALLOW)]
     if libc.syscall(*words, program):
         number = ctypes.get_errno()
-        if number in (errno.ENOSYS, errno.EINVAL):  # a kernel without filters, or too old for the flag
-            return False
-        raise OSError(number, os.strerror(number))
-    return True
+        if number not in (errno.ENOSYS, errno.EINVAL):  # a kernel without filters, or too old for the flag
+            raise OSError(number, os.strerror(number))
 
 
 def _program(machine: _Machine) -> list[_Instruction]:

@@ -40,13 +40,11 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """A file that cannot be used, with all that is wrong in it; the attributes are the first problem's."""
+    """A file that cannot be used, with all that is wrong in it."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = tuple(problems)
-        first = self.problems[0]
-        self.file, self.line, self.option, self.message = first.file, first.line, first.option, first.message
 
 
 def load(path: Path, *, modes: Collection[str] | None = None) -> Config:

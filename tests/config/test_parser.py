@@ -163,10 +163,10 @@ def test_all_errors_are_told_at_once() -> None:
     assert first.startswith("gate.conf:1: option port: ")
     assert second.startswith("gate.conf:3: unknown option ")
     assert third.startswith("gate.conf:4: option max_load: ")
-    error = caught.value
-    assert (error.file, error.line, error.option) == ("gate.conf", 1, "port")
-    assert error.message.startswith('"x" is not a number; allowed is ')
-    assert [problem.option for problem in error.problems] == ["port", "", "max_load"]
+    problems = caught.value.problems
+    assert (problems[0].file, problems[0].line) == ("gate.conf", 1)
+    assert problems[0].message.startswith('"x" is not a number; allowed is ')
+    assert [problem.option for problem in problems] == ["port", "", "max_load"]
 
 
 def test_a_file_of_nothing_but_errors_costs_little() -> None:
