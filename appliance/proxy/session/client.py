@@ -15,6 +15,8 @@ from appliance.proxy.session.verdict import Action, Gate, Verdict
 
 _WAITS: Final = frozenset((Awaited.HELO, Awaited.EHLO, Awaited.AUTH, Awaited.STARTTLS, Awaited.DATA))
 
+_BETWEEN_CHUNKS: Final = frozenset((b"NOOP", b"RSET", b"HELO", b"EHLO", b"QUIT"))
+
 _ABOUT_MAIL: Final = Gate.MAIL | Gate.REPLY_MAIL
 _ABOUT_RCPT: Final = Gate.RCPT | Gate.REPLY_RCPT
 
@@ -128,12 +130,29 @@ class ClientSide(ContentSide):
             self._overflow()
             return
         self.commands += 1
+        if self._chunks is Chunks.OPEN and verb != b"BDAT" and not self._may_interrupt(verb):
+            return
         handler = _HANDLERS.get(verb)
         if handler is None:
             self._awaited.append((Awaited.PLAIN, verb))
             self._at = end
         else:
             handler(self, self._in[self._at : end])
+
+    def _may_interrupt(self, verb: bytes) -> bool:
+        """Whether a command may pass between chunks; if not, it is answered here.
+
+        Behind another one, Exim takes the chunks that follow for commands. Behind any, when the last chunk
+        ended in CR, it takes all that follows for a message by DATA.
+        """
+        if self._chunk_cr:
+            self._drop_line()
+            self._refuse(Verdict(Action.TAKEOVER, 550, "5.5.2", "Lines of a message must end in CRLF"))
+        elif verb in _BETWEEN_CHUNKS:
+            return True
+        else:
+            self._answer_here(503, "5.5.1", self._settings.texts.proto_error)
+        return False
 
     def _full(self) -> bool:
         return len(self._awaited) >= self._settings.pipeline_size - 1
@@ -183,7 +202,7 @@ class ClientSide(ContentSide):
                 self._overflow()
                 return True
             self.commands += 1
-            if verb not in _HANDLERS and not verb_unfinished:
+            if verb not in _HANDLERS and not verb_unfinished and self._chunks is not Chunks.OPEN:
                 self._awaited.append((Awaited.PLAIN, verb))
                 self._line_left = ANSWER_MAX - 2
                 self.phase = Phase.LONG
@@ -275,9 +294,6 @@ class ClientSide(ContentSide):
         self._checked(Gate.HELO, command.argument(line), Awaited.EHLO)
 
     def _mail(self, line: bytes) -> None:
-        if self._chunks is Chunks.OPEN:
-            self._answer_here(503, "5.5.1", self._settings.texts.proto_error)
-            return
         self._mail_line = line
         failed = self._chunks is Chunks.FAILED  # until the server agrees to a new transaction
         if not failed and not self._gates & _ABOUT_MAIL:
@@ -289,9 +305,7 @@ class ClientSide(ContentSide):
             self._checked(Gate.MAIL, address, kind, owed)
 
     def _rcpt(self, line: bytes) -> None:
-        if self._chunks is Chunks.OPEN:
-            self._answer_here(503, "5.5.1", self._settings.texts.proto_error)
-        elif not self._gates & _ABOUT_RCPT:
+        if not self._gates & _ABOUT_RCPT:
             self._pass_line(Awaited.RCPT, b"")
         else:
             address = command.path(line)

@@ -103,6 +103,7 @@ class ContentSide(SessionState):
 
     def _begin_message(self) -> None:
         self.message_size = 0
+        self._chunk_cr = False
         self.transactions += 1
         self._unfinished = True
 
@@ -136,6 +137,7 @@ class ContentSide(SessionState):
         self._at += len(piece)
         self._start = self._at
         self._chunk_left -= len(piece)
+        self._chunk_cr = piece.endswith(b"\r")
         if self._chunks is Chunks.FAILED and not self._chunk_refusal:
             self._effects.to_server(piece)  # refused early, but promised
         elif not self._chunk_refusal and not self._message_bytes(piece, piece):

@@ -125,6 +125,8 @@ class Session(ClientSide):
         if last and code[0] == 0x32:
             self.offers = {}
             self._reset()
+        elif last and self._chunks is Chunks.OPEN:
+            self._chunk_failed()
 
     def _rset_reply(self, code: bytes, line: bytes, _first: bool, last: bool, _subject: bytes) -> None:
         self._to_client(line)
@@ -141,6 +143,8 @@ class Session(ClientSide):
     def _ehlo_reply(self, code: bytes, line: bytes, first: bool, last: bool, _subject: bytes) -> None:
         if code[0] != 0x32:
             self._to_client(line)
+            if last and self._chunks is Chunks.OPEN:
+                self._chunk_failed()
             return
         if first or self._ehlo_under_way is None:
             self._ehlo_under_way = EhloReply(_masked(self._settings))

@@ -25,6 +25,34 @@ BDAT = [
         events=["DATA", "begin", "END", "finish"],
         header=HEADER,
     ),
+    *(
+        case(
+            f"4.3 {verb} between chunks does not reach a server that might take chunks for commands",
+            C("BDAT 3", b"xyz", f"{verb} x", "NOOP", "BDAT 3", b"abc"),
+            S("250 three", "250 noop", "250 three"),
+            client=["250 three", "503 5.5.1 wrong order", "250 noop", "250 three"],
+            server=["BDAT 3", b"xyz", "NOOP", "BDAT 3", b"abc"],
+        )
+        for verb in ("XYZZY", "VRFY", "AUTH", "STARTTLS", "XCLIENT")
+    ),
+    case(
+        "4.3 EHLO refused between chunks closes BDAT",
+        C("BDAT 3", b"xyz", "EHLO no", "BDAT 6", b"RSET\r\n"),
+        S("250 three", "503 no"),
+        client=["250 three", "503 no", "503 5.5.1 wrong order"],
+        server=["BDAT 3", b"xyz", "EHLO no"],
+    ),
+    *(
+        case(
+            f"4.3 nothing but a chunk follows one that ends in CR, not even {verb}",
+            C("BDAT 3", b"xy\r", verb),
+            S("250 three"),
+            client=["250 three", "550 5.5.2 Lines of a message must end in CRLF"],
+            server=["BDAT 3", b"xy\r"],
+            phase=Phase.TAKEN,
+        )
+        for verb in ("RSET", "QUIT", "NOOP")
+    ),
     case(
         "4.3 one chunk",
         C("BDAT 3 LAST", b"xyz"),
