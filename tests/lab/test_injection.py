@@ -86,7 +86,7 @@ def chunks() -> list[bytes]:
                 ENVELOPE + b"BDAT " + size + b"\r\n12345" + SECOND + end,
                 b"BDAT " + size + b"\r\n12345" + SECOND + end,
             ]
-    for content in (b"X\r", b"Subject: x\r\n", b"Subject: x\r\n\r\nab"):
+    for content in (b"X\r", b"X\r\r\n", b"Subject: x\r\n", b"Subject: x\r\n\r\nab"):
         begun = ENVELOPE + b"BDAT %d\r\n" % len(content) + content
         found += [begun + between + TEXT + b".\r\n" for between in (b"RSET\r\n", b"QUIT\r\n")]
         for between in (b"VRFY x\r\n", b"HELO c\r\n", b"\r\n", b"XYZZY " + b"x" * 5000 + b"\r\n"):

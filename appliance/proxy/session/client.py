@@ -142,10 +142,10 @@ class ClientSide(ContentSide):
     def _may_interrupt(self, verb: bytes) -> bool:
         """Whether a command may pass between chunks; if not, it is answered here.
 
-        Behind another one, Exim takes the chunks that follow for commands. Behind any, when the last chunk
-        ended in CR, it takes all that follows for a message by DATA.
+        Behind another one, Exim takes the chunks that follow for commands. Behind any, when there was a bare
+        CR in a chunk, it may take all that follows for a message by DATA.
         """
-        if self._chunk_cr:
+        if self._chunk_cr or self._bare_cr:
             self._drop_line()
             self._refuse(Verdict(Action.TAKEOVER, 550, "5.5.2", "Lines of a message must end in CRLF"))
         elif verb in _BETWEEN_CHUNKS:

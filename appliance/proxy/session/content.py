@@ -103,7 +103,7 @@ class ContentSide(SessionState):
 
     def _begin_message(self) -> None:
         self.message_size = 0
-        self._chunk_cr = False
+        self._chunk_cr = self._bare_cr = False
         self.transactions += 1
         self._unfinished = True
 
@@ -137,7 +137,11 @@ class ContentSide(SessionState):
         self._at += len(piece)
         self._start = self._at
         self._chunk_left -= len(piece)
-        self._chunk_cr = piece.endswith(b"\r")
+        ends_in_cr = piece.endswith(b"\r")
+        self._bare_cr |= (self._chunk_cr and not piece.startswith(b"\n")) or (
+            piece.count(b"\r") - ends_in_cr != piece.count(b"\r\n")
+        )
+        self._chunk_cr = ends_in_cr
         if self._chunks is Chunks.FAILED and not self._chunk_refusal:
             self._effects.to_server(piece)  # refused early, but promised
         elif not self._chunk_refusal and not self._message_bytes(piece, piece):

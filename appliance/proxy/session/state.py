@@ -115,6 +115,7 @@ class SessionState:
         self._chunk_left = 0
         self._chunk_last = False
         self._chunk_cr = False  # the last byte of the chunks so far is a CR
+        self._bare_cr = False  # one before it was no line end's
         self._chunk_refusal = b""
         self._in_line = False  # the client was cut off inside a line
         self._release = b""

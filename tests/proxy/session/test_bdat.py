@@ -44,14 +44,15 @@ BDAT = [
     ),
     *(
         case(
-            f"4.3 nothing but a chunk follows one that ends in CR, not even {verb}",
-            C("BDAT 3", b"xy\r", verb),
-            S("250 three"),
-            client=["250 three", "550 5.5.2 Lines of a message must end in CRLF"],
-            server=["BDAT 3", b"xy\r"],
+            f"4.3 nothing but a chunk follows {text!r} with its bare CR, not even {verb}",
+            C("BDAT 4", text, verb),
+            S("250 four"),
+            client=["250 four", "550 5.5.2 Lines of a message must end in CRLF"],
+            server=["BDAT 4", text],
             phase=Phase.TAKEN,
         )
         for verb in ("RSET", "QUIT", "NOOP")
+        for text in (b"xyz\r", b"x\r\r\n")
     ),
     case(
         "4.3 one chunk",
