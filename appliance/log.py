@@ -15,6 +15,8 @@ import select
 import socket
 import syslog
 import time
+import traceback
+from typing import Any
 
 LEVELS = {
     "emerg": syslog.LOG_EMERG,
@@ -169,6 +171,15 @@ class Log:
         """Write a line about a failure that needs a person."""
         if self._level >= syslog.LOG_CRIT:
             self._write(syslog.LOG_CRIT, words, fields)
+
+    def bug(self, what: object, error: object) -> None:
+        """Tell of a defect; of an exception, with the last calls that led to it."""
+        where = traceback.format_exception(error)[-4:] if isinstance(error, BaseException) else []
+        self.crit("BUG", what=what, where=" | ".join(line.strip() for line in where))
+
+    def unhandled(self, _loop: object, context: dict[str, Any]) -> None:
+        """Tell of what nobody has caught: the handler for an event loop's exceptions."""
+        self.bug(context.get("message"), context.get("exception"))
 
     def _write(self, level: int, words: str, fields: dict[str, object]) -> None:
         if not words.isprintable():

@@ -1,8 +1,10 @@
 """The log against a real datagram socket."""
 
+import asyncio
 import datetime
 import json
 import os
+import re
 import resource
 import socket
 from collections.abc import Iterator
@@ -143,6 +145,22 @@ def test_a_syslog_that_is_away_while_no_more_files_may_be_opened_costs_lines(
 def test_stderr_too(path: str, capfd: pytest.CaptureFixture[str]) -> None:
     Log("info", "daemon", stderr=True, path=path).err("SCAN:FAILED", why="gone")
     assert capfd.readouterr().err == f"smtp-gated[{os.getpid()}]: err: SCAN:FAILED why=gone\n"
+
+
+def test_a_defect_is_told_with_its_place(path: str, capfd: pytest.CaptureFixture[str]) -> None:
+    log = Log("crit", "daemon", stderr=True, path=path)
+
+    async def fail() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(log.unhandled)
+        loop.call_soon(int, "x")
+        await asyncio.sleep(0)
+        loop.call_exception_handler({"message": "no exception"})
+
+    asyncio.run(fail())
+    first, second = capfd.readouterr().err.splitlines()
+    assert re.search(r"crit: BUG what=Exception in callback int\(.*, where=.*\| ValueError: invalid", first)
+    assert second.endswith("crit: BUG what=no exception, where=")
 
 
 def test_an_unread_stderr_does_not_stall(path: str) -> None:

@@ -130,7 +130,7 @@ async def _serve(
 ) -> None:
     """Answer until SIGTERM or SIGINT. Raises OSError if connection tracking cannot be asked."""
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    loop.set_exception_handler(lambda _, context: log.crit("BUG", what=context.get("exception", context)))
+    loop.set_exception_handler(log.unhandled)
 
     def reload() -> None:
         try:

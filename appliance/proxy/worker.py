@@ -16,7 +16,6 @@ import os
 import pkgutil
 import socket
 import sys
-import traceback
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
@@ -143,7 +142,7 @@ class Worker:
             keep_net_raw=config.mode.startswith("tproxy"),
             root=config.chroot_path,
         )
-        self._loop.set_exception_handler(self._bug)
+        self._loop.set_exception_handler(self._log.unhandled)  # a defect costs a session
         gc.collect()
         # What is over is freed without the collector. By default, at 700 new objects, it would set to work
         # for every few sessions that come, and look at the living ones each time.
@@ -207,14 +206,6 @@ class Worker:
 
     def _say(self, answer: dict[str, object]) -> None:
         self._answers.write(json.dumps(answer).encode() + b"\n")
-
-    def _bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        """A defect costs the session it happened in, and is told with its place."""
-        error = context.get("exception")
-        where = traceback.format_exception(error) if isinstance(error, BaseException) else []
-        self._log.crit(
-            "BUG", what=context.get("message"), where=" | ".join(line.strip() for line in where[-4:])
-        )
 
 
 class _Listener(socket.socket):

@@ -10,7 +10,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from appliance import process
@@ -35,6 +35,7 @@ from appliance.supervisor.pidfile import PidFile
 from appliance.supervisor.requests import Requests
 from appliance.supervisor.workers import Workers
 
+_AGAIN = 1.0  # seconds until a chore that met a defect is begun again
 _SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -115,6 +116,17 @@ def _stderr_is_journal() -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
+async def kept_up(chore: Callable[[], Awaitable[None]], log: Log) -> None:
+    """Do something as long as it goes on; when a defect ends it, tell, and begin again."""
+    while True:
+        try:
+            await chore()
+            return
+        except Exception as error:
+            log.bug("a chore of the supervisor", error)
+            await asyncio.sleep(_AGAIN)
+
+
 class Supervisor:
     """A gateway from its start to its end. Raises StartError when it cannot listen."""
 
@@ -143,6 +155,7 @@ class Supervisor:
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serve; `ready` is called when every worker does. Returns when all have ended. Raises StartError."""
+        asyncio.get_running_loop().set_exception_handler(self._log.unhandled)
         self._handle_signals()
         await self.workers.start()
         if not self.ending:
@@ -153,7 +166,7 @@ class Supervisor:
             self._ready = True
             notify("READY=1")
         chores = [
-            asyncio.create_task(chore())
+            asyncio.create_task(kept_up(chore, self._log))
             for chore in (self._write_statuses, self._watchdog, self._mirroring.run, self._fanout.run)
         ]
         await self.workers.ended()

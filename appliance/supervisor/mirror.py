@@ -16,7 +16,6 @@ import select
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -292,8 +291,7 @@ def _run(orders: _Orders) -> None:
     try:
         _mirror(orders, config, Mirror(log, sets, gates))
     except Exception as error:  # told with its place before the supervisor starts another one
-        where = " | ".join(line.strip() for line in traceback.format_exception(error)[-4:])
-        log.crit("BUG", what="the lock mirror", where=where)
+        log.bug("the lock mirror", error)
         raise
 
 
