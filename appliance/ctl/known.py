@@ -87,8 +87,11 @@ def as_owner(config: Config, doing: str) -> Iterator[Identity]:
         with acting_as(who):
             yield who
     except OSError as error:
-        if not (where := error.filename):  # a file that is open already, such as on a full disk
+        if not error.filename:  # a file that is open already, such as on a full disk
             raise CtlError(f"cannot {doing}: {error.strerror}") from None
+        where = Path(error.filename)
+        if where.name.startswith("."):  # a lock before it has its name
+            where = where.parent
         raise CtlError(f"{where}: {error.strerror}; look after {where}") from None
 
 

@@ -170,6 +170,13 @@ def test_a_full_disk_is_told(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not any(tool.locks.iterdir())
 
 
+def test_a_missing_directory_is_told(tool: Tool) -> None:
+    tool.locks.rmdir()
+    done = tool("lock", "192.0.2.7")
+    told = f"appliance-ctl: {tool.locks}: No such file or directory; look after {tool.locks}\n"
+    assert (done.code, done.err) == (1, told)
+
+
 @pytest.mark.option("lock_duration")
 def test_locking_that_is_off_is_told(tool: Tool) -> None:
     tool.write(lock_duration="0")
