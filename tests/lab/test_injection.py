@@ -91,6 +91,11 @@ def chunks() -> list[bytes]:
         found += [begun + between + TEXT + b".\r\n" for between in (b"RSET\r\n", b"QUIT\r\n")]
         for between in (b"VRFY x\r\n", b"HELO c\r\n", b"\r\n", b"XYZZY " + b"x" * 5000 + b"\r\n"):
             found.append(begun + between + b"BDAT %d\r\n" % len(SECOND + DATA) + SECOND + DATA)
+    for content in (b"Subject: x\r", b"Subject: x\r\n\r", b"Subject: x\r\n\r\ntext\r"):
+        whole = ENVELOPE + b"BDAT %d LAST\r\n" % len(content) + content
+        found += [whole + TEXT + b".\r\n", whole + b"NOOP\r\n" + EICAR.encode() + b"\r\n"]
+        begun = ENVELOPE + b"BDAT %d\r\n" % len(content) + content + b"BDAT 0\r\nBDAT 1 LAST\r\nx"
+        found += [begun + between + TEXT + b".\r\n" for between in (b"", b"RSET\r\n", b"QUIT\r\n")]
     for end in (DATA, CHUNK):
         hidden = SECOND + end
         for bdat in (b"BDAT %d\r\n", b"BDAT %d LAST\r\n"):

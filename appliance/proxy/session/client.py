@@ -15,7 +15,7 @@ from appliance.proxy.session.verdict import Action, Gate, Verdict
 
 _WAITS: Final = frozenset((Awaited.HELO, Awaited.EHLO, Awaited.AUTH, Awaited.STARTTLS, Awaited.DATA))
 
-_BETWEEN_CHUNKS: Final = frozenset((b"NOOP", b"RSET", b"HELO", b"EHLO", b"QUIT"))
+_LEAVES_MESSAGE: Final = frozenset((b"RSET", b"HELO", b"EHLO", b"QUIT"))
 
 _ABOUT_MAIL: Final = Gate.MAIL | Gate.REPLY_MAIL
 _ABOUT_RCPT: Final = Gate.RCPT | Gate.REPLY_RCPT
@@ -130,7 +130,8 @@ class ClientSide(ContentSide):
             self._overflow()
             return
         self.commands += 1
-        if self._chunks is Chunks.OPEN and verb != b"BDAT" and not self._may_interrupt(verb):
+        if verb != b"BDAT" and self._in_chunks():
+            self._interrupts(verb)
             return
         handler = _HANDLERS.get(verb)
         if handler is None:
@@ -139,20 +140,18 @@ class ClientSide(ContentSide):
         else:
             handler(self, self._in[self._at : end])
 
-    def _may_interrupt(self, verb: bytes) -> bool:
-        """Whether a command may pass between chunks; if not, it is answered here.
+    def _interrupts(self, verb: bytes) -> None:
+        """A command stands between chunks: the server never sees it.
 
-        Behind another one, Exim takes the chunks that follow for commands. Behind any, when there was a bare
-        CR in a chunk, it may take all that follows for a message by DATA.
+        Behind many of them, and some chunks, Exim takes chunks for commands, or what follows for a message by
+        DATA. So whoever gives a message up gives up its server, too.
         """
-        if self._chunk_cr or self._bare_cr:
-            self._drop_line()
-            self._refuse(Verdict(Action.TAKEOVER, 550, "5.5.2", "Lines of a message must end in CRLF"))
-        elif verb in _BETWEEN_CHUNKS:
-            return True
+        error = self._settings.texts.proto_error
+        if self._chunks is Chunks.OPEN and verb not in _LEAVES_MESSAGE:
+            self._answer_here(503, "5.5.1", error)
         else:
-            self._answer_here(503, "5.5.1", self._settings.texts.proto_error)
-        return False
+            self._drop_line()
+            self._refuse(Verdict(Action.TAKEOVER, 451, "4.5.1", error))
 
     def _full(self) -> bool:
         return len(self._awaited) >= self._settings.pipeline_size - 1
@@ -202,7 +201,7 @@ class ClientSide(ContentSide):
                 self._overflow()
                 return True
             self.commands += 1
-            if verb not in _HANDLERS and not verb_unfinished and self._chunks is not Chunks.OPEN:
+            if verb not in _HANDLERS and not verb_unfinished and not self._in_chunks():
                 self._awaited.append((Awaited.PLAIN, verb))
                 self._line_left = ANSWER_MAX - 2
                 self.phase = Phase.LONG

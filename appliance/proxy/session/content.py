@@ -5,7 +5,7 @@ from functools import partial
 from appliance.proxy.session import command
 from appliance.proxy.session.message import DataBody, crlf
 from appliance.proxy.session.state import Awaited, Chunks, Phase, SessionState
-from appliance.proxy.session.verdict import Action, Gate, Verdict
+from appliance.proxy.session.verdict import BARE_LINE_END, Action, Gate, Verdict
 
 
 class ContentSide(SessionState):
@@ -35,7 +35,7 @@ class ContentSide(SessionState):
         if not self._message_bytes(body.wire, body.content):
             return True
         if body.smuggling:
-            self._refuse(Verdict(Action.TAKEOVER, 550, "5.5.2", "Lines of a message must end in CRLF"))
+            self._refuse(BARE_LINE_END)
         elif body.rest is not None:
             self._release = b".\r\n"
             self.phase = Phase.COMMAND
@@ -103,7 +103,7 @@ class ContentSide(SessionState):
 
     def _begin_message(self) -> None:
         self.message_size = 0
-        self._chunk_cr = self._bare_cr = False
+        self._chunk_cr = self._chunk_taken = False
         self.transactions += 1
         self._unfinished = True
 
@@ -137,11 +137,7 @@ class ContentSide(SessionState):
         self._at += len(piece)
         self._start = self._at
         self._chunk_left -= len(piece)
-        ends_in_cr = piece.endswith(b"\r")
-        self._bare_cr |= (self._chunk_cr and not piece.startswith(b"\n")) or (
-            piece.count(b"\r") - ends_in_cr != piece.count(b"\r\n")
-        )
-        self._chunk_cr = ends_in_cr
+        self._chunk_cr = piece.endswith(b"\r")
         if self._chunks is Chunks.FAILED and not self._chunk_refusal:
             self._effects.to_server(piece)  # refused early, but promised
         elif not self._chunk_refusal and not self._message_bytes(piece, piece):

@@ -125,8 +125,6 @@ class Session(ClientSide):
         if last and code[0] == 0x32:
             self.offers = {}
             self._reset()
-        elif last and self._chunks is Chunks.OPEN:
-            self._chunk_failed()
 
     def _rset_reply(self, code: bytes, line: bytes, _first: bool, last: bool, _subject: bytes) -> None:
         self._to_client(line)
@@ -143,8 +141,6 @@ class Session(ClientSide):
     def _ehlo_reply(self, code: bytes, line: bytes, first: bool, last: bool, _subject: bytes) -> None:
         if code[0] != 0x32:
             self._to_client(line)
-            if last and self._chunks is Chunks.OPEN:
-                self._chunk_failed()
             return
         if first or self._ehlo_under_way is None:
             self._ehlo_under_way = EhloReply(_masked(self._settings))
@@ -212,7 +208,9 @@ class Session(ClientSide):
             self._effects.drop_message()
 
     def _chunk_reply(self, code: bytes, line: bytes, first: bool, _last: bool, _subject: bytes) -> None:
-        if first and code[0] != 0x32:
+        if first and code[0] == 0x32:
+            self._unfinished = self._chunk_taken = True
+        elif first:
             self._chunk_failed()
         self._to_client(line)
 
@@ -230,7 +228,7 @@ class Session(ClientSide):
 
     def _chunk_failed(self) -> None:
         self._chunks = Chunks.FAILED
-        self._unfinished = False
+        self._unfinished = self._chunk_taken  # the server may have refused the command alone, as Exim does
         self._effects.drop_message()
 
     def _cancelled_reply(self, _code: bytes, _line: bytes, _first: bool, last: bool, subject: bytes) -> None:

@@ -11,7 +11,7 @@ from appliance.proxy.session import command
 from appliance.proxy.session.message import DataBody
 from appliance.proxy.session.reply import EhloReply, reply
 from appliance.proxy.session.takeover import TakeOver
-from appliance.proxy.session.verdict import PASS, Action, Effects, Gate, Settings, Verdict
+from appliance.proxy.session.verdict import BARE_LINE_END, PASS, Action, Effects, Gate, Settings, Verdict
 from appliance.proxy.session.xclient import ClientOrigin
 
 
@@ -75,6 +75,7 @@ class Chunks(enum.Enum):
 AUTH_OFFERED, AUTH_ACCEPTED, AUTH_REJECTED = 1, 2, 4
 """Bits of `Session.auth`."""
 
+_ABOUT_CHUNKS: Final = frozenset((Awaited.CHUNK, Awaited.LAST_CHUNK))
 UNINSPECTABLE: Final = frozenset((b"XEXCH50", b"BURL", b"X-ANONYMOUSTLS"))
 """Extensions by which content would reach the server past the gateway's eyes: never offered."""
 
@@ -115,7 +116,7 @@ class SessionState:
         self._chunk_left = 0
         self._chunk_last = False
         self._chunk_cr = False  # the last byte of the chunks so far is a CR
-        self._bare_cr = False  # one before it was no line end's
+        self._chunk_taken = False  # the server has agreed to one
         self._chunk_refusal = b""
         self._in_line = False  # the client was cut off inside a line
         self._release = b""
@@ -291,12 +292,21 @@ class SessionState:
             self._effects.to_client(self._reply(503, "5.5.1", self._settings.texts.proto_error))
             self._leave_failed_message()
             return
+        if self._chunk_cr and b"BINARYMIME" not in self.offers:
+            self._refuse(BARE_LINE_END)  # Exim would read on for the LF, into the commands that follow
+            return
         self._release = b"BDAT 0 LAST\r\n"
         self._end_of_message()
 
+    def _in_chunks(self) -> bool:
+        """Tell whether the server may be inside a message by BDAT."""
+        if self._chunks is Chunks.NONE:
+            return False
+        return self._unfinished or any(kind in _ABOUT_CHUNKS for kind, _ in self._awaited)
+
     def _leave_failed_message(self) -> None:
         """The client has sent its last chunk in vain: the server, which saw no LAST, learns it by RSET."""
-        if self._chunks is Chunks.FAILED and self._chunk_last:
+        if self._chunks is Chunks.FAILED and self._chunk_last and not self._in_chunks():
             self._chunks = Chunks.NONE
             self._effects.to_server(b"RSET\r\n")
             self._awaited.append((Awaited.CANCELLED, b""))

@@ -60,6 +60,7 @@ class Verdict:
 
 
 PASS: Final = Verdict(Action.PASS)
+BARE_LINE_END: Final = Verdict(Action.TAKEOVER, 550, "5.5.2", "Lines of a message must end in CRLF")
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)  # where it is machine code: the tests' are not
