@@ -226,6 +226,9 @@ class Session(ClientSide):
         elif last:
             self._chunks_done()
 
+    def _final_reply(self, _code: bytes, line: bytes, _first: bool, _last: bool, _subject: bytes) -> None:
+        self._to_client(line)
+
     def _chunk_failed(self) -> None:
         self._chunks = Chunks.FAILED
         self._unfinished = self._chunk_taken  # the server may have refused the command alone, as Exim does
@@ -306,6 +309,7 @@ _REPLIES: Final[dict[Awaited, Callable[[Session, bytes, bytes, bool, bool, bytes
     Awaited.DATA: Session._data_reply,
     Awaited.CHUNK: Session._chunk_reply,
     Awaited.LAST_CHUNK: Session._last_chunk_reply,
+    Awaited.FINAL: Session._final_reply,
     Awaited.XCLIENT_GREETING: Session._xclient_greeting,
     Awaited.XCLIENT_EHLO: Session._xclient_ehlo,
     Awaited.XCLIENT: Session._xclient_reply,

@@ -54,14 +54,15 @@ class Awaited(enum.IntEnum):
     DATA = 10
     CHUNK = 11
     LAST_CHUNK = 12
-    XCLIENT_GREETING = 13
-    XCLIENT_EHLO = 14
-    XCLIENT = 15
-    CANCELLED = 16  # the reply to a `*` or RSET of the gateway's; the client gets the gateway's own, or none
+    FINAL = 13  # to the LAST that follows the verdict
+    XCLIENT_GREETING = 14
+    XCLIENT_EHLO = 15
+    XCLIENT = 16
+    CANCELLED = 17  # the reply to a `*` or RSET of the gateway's; the client gets the gateway's own, or none
     # The gateway's own turn.
-    OWN = 17
-    CONCLUDE = 18
-    CHUNKS_DONE = 19
+    OWN = 18
+    CONCLUDE = 19
+    CHUNKS_DONE = 20
 
 
 class Chunks(enum.Enum):
@@ -280,9 +281,13 @@ class SessionState:
             return
         self._effects.to_server(self._header + self._release)
         self._header = b""
-        self._awaited.append((Awaited.PLAIN, b"DATA"))
+        if self._chunks is Chunks.NONE:
+            self._awaited.append((Awaited.PLAIN, b"DATA"))
+        else:
+            self._awaited.append((Awaited.FINAL, b"BDAT"))
+            self._chunks = Chunks.NONE
+            self.phase = Phase.WAIT  # nothing follows that could be taken for a part of the message
         self._unfinished = False
-        self._chunks = Chunks.NONE
         self._effects.finish_message()
 
     def _chunks_done(self) -> None:

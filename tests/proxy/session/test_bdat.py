@@ -17,13 +17,22 @@ BDAT = [
         C("BDAT 5", b"a\r\n.\nBDAT 3 last\r\n", b"x\0z", "NOOP"),
         S("250 five"),
         S("250 three"),
-        S("250 taken", "250 b"),
+        S("250 taken"),
+        S("250 b"),
         client=["250 five", "250 taken", "250 b"],
         server=["BDAT 16", HEADER, b"a\r\n.\n", "BDAT 3", b"x\0z", "BDAT 0 LAST", "NOOP"],
         spool=[b"a\r\n.\nx\0z"],
         verdicts={Gate.DATA: PASS, Gate.END: PASS},
         events=["DATA", "begin", "END", "finish"],
         header=HEADER,
+    ),
+    case(
+        "4.3 nothing follows LAST before its answer has come",
+        C("BDAT 3 LAST", b"xyz", "NOOP"),
+        S("250 three"),
+        client=[],
+        server=["BDAT 3", b"xyz", "BDAT 0 LAST"],
+        phase=Phase.WAIT,
     ),
     *(
         case(
