@@ -32,8 +32,8 @@ from lab.servers import SmtpSink
 
 CLIENTS, LOCKS, TRUSTED = 100_000, 50_000, 10_000
 WORKLOADS = (
-    Workload("2 kB, kept sessions", 5_000, 2_000, 200, kept=True),
-    Workload("2 kB, one per connection", 2_500, 2_000, 100, kept=False),
+    Workload("2 kB, kept sessions", 10_000, 2_000, 200, kept=True),
+    Workload("2 kB, one per connection", 5_000, 2_000, 100, kept=False),
 )
 BAR = 0.95  # of the mails without
 _BATCH = 10_000  # records written at a time

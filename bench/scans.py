@@ -2,6 +2,9 @@
 
 Both have as many sessions as scans at once, and the same message, one as people send them: text, HTML and a
 ZIP archive. clamd knows one signature and remembers no message, so each is taken apart and searched.
+
+Besides stands the ratio that the bare client itself reaches while as many mails go through HAProxy: that of
+a gateway that would spend on a mail what HAProxy does, and on its scan what the bare client does.
 """
 
 import io
@@ -34,36 +37,56 @@ _LETTERS = "etaoin shrdlu cmfwyp"
 def measure(arena: Arena, effort: Effort) -> list[Row]:
     """Scan by each way of transfer."""
     clamd = start_clamd(arena)
-    assert clamd.process
-    scanner = Contender("clamd", 0, (clamd.process.pid,))
-    count = effort.of(SCANS, PARALLEL)
-    rows = []
-    with os.fdopen(os.memfd_create("message"), "wb") as copy:
+    with os.fdopen(os.memfd_create("message"), "wb") as copy, arena.haproxy() as haproxy:
         copy.write(mail())
         copy.flush()
         ways = (
             partial(by_stream, str(clamd.socket), mail()),
             partial(by_descriptor, str(clamd.socket), copy.fileno()),
         )
+        rows = []
         for transfer, bare in zip(TRANSFERS, ways, strict=True):
-            load = workload(arena, transfer, count)
-            found, cost = [], []
+            load = workload(arena, transfer, effort.of(SCANS, PARALLEL))
             with arena.gateway(options(clamd, transfer)) as gateway:
-                for _ in range(effort.rounds):
-                    before = scanner.cpu()
-                    sample = arena.run(load, gateway)
-                    between = scanner.cpu()
-                    found.append((sample.rate, bare_rate(bare, count)))
-                    cost.append((sample.cpu, between - before, scanner.cpu() - between))
-                    effort.tell("{}: {:.0f} scans a second, bare {:.0f}".format(transfer, *found[-1]))
-            mine, of_clamd, for_bare = (median(each) for each in zip(*cost, strict=True))
-            note = (
-                f"CPU {mine:,.0f} µs a mail, of clamd {1e6 * of_clamd / count:,.0f}, "
-                f"for the bare client {1e6 * for_bare / count:,.0f}"
-            )
-            rows.append(Row(load.name, "scans/s", "bare client", tuple(found), BAR, note=note))
+                rows.append(compare(arena, effort, load, (gateway, haproxy), bare, clamd))
     clamd.stop()
     return rows
+
+
+def compare(
+    arena: Arena,
+    effort: Effort,
+    load: Workload,
+    relays: tuple[Contender, Contender],
+    bare: Callable[[], None],
+    clamd: Clamd,
+) -> Row:
+    """Measure one way; what a scan cost, and what the bare client reaches beside mail, stand besides."""
+    gateway, haproxy = relays
+    assert clamd.process
+    scanner = Contender("clamd", 0, (clamd.process.pid,))
+    count = load.messages
+    found, cost, left = [], [], []
+    for _ in range(effort.rounds):
+        before = scanner.cpu()
+        sample = arena.run(load, gateway)
+        between = scanner.cpu()
+        rate = bare_rate(bare, count)
+        cost.append((sample.cpu, between - before, scanner.cpu() - between))
+        with ThreadPoolExecutor(1) as other:
+            sent = other.submit(arena.run, load, haproxy)
+            left.append(bare_rate(bare, count) / rate)
+            sent.result()
+        found.append((sample.rate, rate))
+        told = "{}: {:.0f} scans a second, bare {:.0f}, of which {:.2f} are left beside mail"
+        effort.tell(told.format(load.name, *found[-1], left[-1]))
+    mine, of_clamd, for_bare = (median(each) for each in zip(*cost, strict=True))
+    note = (
+        f"CPU {mine:,.0f} µs a mail, of clamd {1e6 * of_clamd / count:,.0f}, "
+        f"for the bare client {1e6 * for_bare / count:,.0f}; "
+        f"a bare client beside as much mail through HAProxy: {median(left):.2f}"
+    )
+    return Row(load.name, "scans/s", "bare client", tuple(found), BAR, note=note)
 
 
 def start_clamd(arena: Arena) -> Clamd:
