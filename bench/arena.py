@@ -15,7 +15,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
-from types import TracebackType
 from typing import Self
 
 from bench.load import Contender, Sample, Workload, balanced, contender, send
@@ -136,7 +135,5 @@ class Arena:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.close()

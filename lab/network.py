@@ -12,7 +12,6 @@ of virtual interfaces are made inside the hosts.
 
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from lab import image
@@ -97,7 +96,5 @@ class Network:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.close()

@@ -12,7 +12,6 @@ import struct
 from collections.abc import Iterator, Sequence
 from ctypes import addressof
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 _NUMBERS = {
@@ -99,9 +98,7 @@ class Map:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.close()
 
     def _buffer(self, data: bytes, size: int) -> ctypes.Array[ctypes.c_char]:

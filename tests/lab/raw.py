@@ -6,7 +6,6 @@ For what no mail program would say, and for what every byte of the answer matter
 import re
 import ssl
 import time
-from types import TracebackType
 from typing import Self
 
 from lab.host import Host
@@ -25,9 +24,7 @@ class RawClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.socket.close()
 
     def send(self, data: bytes) -> None:
