@@ -15,7 +15,6 @@ from appliance.config import Address, Config
 from appliance.log import Log
 from appliance.proxy.scoreboard import Scoreboard
 from appliance.supervisor.errors import StartError
-from appliance.supervisor.features import version
 from appliance.supervisor.worker import Rows, Worker
 
 _TOO_SOON = 1.0  # seconds of service; one that ended sooner may do so again
@@ -120,7 +119,7 @@ class Workers:
             self._log.crit("WORKER:CRASHED", worker=index, why=error)
             return str(error), 0.0
         self._current[index] = worker
-        worker.tell("start", config=self._text, version=version(), stderr=self._stderr)
+        worker.tell("start", config=self._text, stderr=self._stderr)
         await worker.attend()
         del self._current[index]
         self._board.forget_sessions(index)

@@ -72,7 +72,7 @@ class Inside:
         self._control = ours
         self._answers = ours.makefile("rb")
         ours.settimeout(20)
-        self.tell("start", config=self._fresh({}), version="test", stderr=True)
+        self.tell("start", config=self._fresh({}), stderr=True)
         assert json.loads(self._answers.readline()) == {"is": "ready"}
 
     def _fresh(self, options: dict[str, str | int]) -> str:

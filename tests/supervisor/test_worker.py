@@ -23,7 +23,7 @@ def test_one_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ready = asyncio.Event()
         with socket.create_server(("127.0.0.1", free_port())) as listener:
             made = Worker(0, listener, Scoreboard.create(1).fd, ready.set)
-        made.tell("start", config=config, version="1", stderr=False)
+        made.tell("start", config=config, stderr=False)
         attending = asyncio.create_task(made.attend())
         await asyncio.wait_for(ready.wait(), 10)
         if hangs:
