@@ -129,16 +129,12 @@ class Requests:
         by, most = request.get("by", TALLIES[0]), request.get("most", 20)
         if by not in TALLIES or type(most) is not int or not 0 < most <= _MOST_CLIENTS:
             raise Refused(f"by is one of {' '.join(TALLIES)}, most at most {_MOST_CLIENTS}", "usage")
-        workers = [worker for _, worker in self._gateway.workers.all()]
-        answers = await asyncio.gather(
-            *(worker.ask("clients", by=TALLIES.index(by), most=most) for worker in workers)
-        )
         found: list[Sequence[object]] = []
         silent = []
-        for worker, answer in zip(workers, answers, strict=True):
+        for pid, answer in await self._gateway.workers.ask("clients", by=TALLIES.index(by), most=most):
             told = rows(answer)
             if told is None:
-                silent.append(worker.pid)
+                silent.append(pid)
             else:
                 found += told
         return {"columns": ["client", "open", *TALLIES], "rows": found, "silent": silent}
@@ -194,9 +190,8 @@ class Requests:
         problems, warnings = self._gateway.reload()
         silent = []
         if not problems:  # a worker answers questions after what it was told before
-            workers = [worker for _, worker in self._gateway.workers.all()]
-            answers = await asyncio.gather(*(worker.ask("sessions", _RELOADED_WITHIN) for worker in workers))
-            silent = [worker.pid for worker, answer in zip(workers, answers, strict=True) if answer is None]
+            answers = await self._gateway.workers.ask("sessions", _RELOADED_WITHIN)
+            silent = [pid for pid, answer in answers if answer is None]
             warnings += [str(row[2]) for row in await self._ask_scanners() or () if any(row[2:])]
         return {"problems": problems, "warnings": warnings, "silent": silent}
 

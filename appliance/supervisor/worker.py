@@ -116,10 +116,6 @@ class Worker:
         finally:
             del self._questions[number]
 
-    async def sessions(self) -> Rows | None:
-        """Ask for the rows of the status file; None when there is no answer in time."""
-        return rows(await self.ask("sessions"))
-
     async def attend(self) -> None:
         """Converse with the process until it has ended, and see to it that it has."""
         reader, self._writer = await asyncio.open_connection(sock=self._ours, limit=_LONGEST_LINE)

@@ -15,7 +15,7 @@ from appliance.config import Address, Config
 from appliance.log import Log
 from appliance.proxy.scoreboard import Scoreboard
 from appliance.supervisor.errors import StartError
-from appliance.supervisor.worker import Rows, Worker
+from appliance.supervisor.worker import ANSWER_WITHIN, Rows, Worker, rows
 
 _TOO_SOON = 1.0  # seconds of service; one that ended sooner may do so again
 _LONGEST_PAUSE = 30.0  # seconds
@@ -85,9 +85,13 @@ class Workers:
 
     async def sessions(self) -> list[tuple[int, Rows | None]]:
         """Process number of each worker and its sessions' rows, None from one that does not answer."""
+        return [(pid, rows(answer)) for pid, answer in await self.ask("sessions")]
+
+    async def ask(self, do: str, within: float = ANSWER_WITHIN, **more: object) -> list[tuple[int, object]]:
+        """Put a question to each worker; give its process number, and the answer if it comes in time."""
         workers = [worker for _, worker in self.all()]
-        rows = await asyncio.gather(*(worker.sessions() for worker in workers))
-        return [(worker.pid, found) for worker, found in zip(workers, rows, strict=True)]
+        answers = await asyncio.gather(*(worker.ask(do, within, **more) for worker in workers))
+        return [(worker.pid, answer) for worker, answer in zip(workers, answers, strict=True)]
 
     def all(self) -> list[tuple[int, Worker]]:
         """Give the workers that live, each with its index."""
