@@ -8,15 +8,13 @@ have chosen: its rights are those of the gateway's user and to change the kernel
 import asyncio
 import contextlib
 import json
-import os
 import socket
 import subprocess
-import sys
 
 from appliance import process
 from appliance.config import Config
 from appliance.log import Log
-from appliance.supervisor.worker import GONE_WITHIN, NOT_FOR_CHILDREN
+from appliance.supervisor import child
 
 _PAUSE = 1.0  # seconds before another start
 
@@ -66,7 +64,7 @@ class Mirroring:
         try:
             ours, theirs = socket.socketpair()
             with theirs:
-                mirror = _start(theirs.fileno())
+                mirror = child.start("appliance.supervisor.mirror", environment={}, control=theirs.fileno())
         except (OSError, subprocess.SubprocessError) as error:  # no memory, too many files or processes
             return f"the mirror does not start: {error}"
         try:
@@ -75,7 +73,7 @@ class Mirroring:
             with contextlib.suppress(ConnectionError):
                 await reader.read()  # it says nothing: this is its end
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(GONE_WITHIN):
+                async with asyncio.timeout(child.GONE_WITHIN):
                     await process.ended(mirror)  # who ends of its own will takes a moment
         finally:
             if self._writer:
@@ -84,14 +82,3 @@ class Mirroring:
             mirror.kill()
             status = mirror.wait()
         return f"the mirror ended with status {status}" if status else ""
-
-
-def _start(control: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "appliance.supervisor.mirror", "--control", str(control)],
-        stdin=subprocess.DEVNULL,
-        pass_fds=[control],
-        start_new_session=True,  # ^C in the terminal is for the supervisor
-        preexec_fn=process.die_with_parent,  # safe: this process has no threads
-        env={name: text for name, text in os.environ.items() if name not in NOT_FOR_CHILDREN},
-    )

@@ -9,26 +9,22 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 
 from appliance import process
+from appliance.supervisor import child
 
 READY_WITHIN = 30.0  # seconds from exec to the first word; the machine may be busy with scanners
 ANSWER_WITHIN = 2.0  # seconds
 _PULSE = 10.0  # seconds from one sign of life to the next question, and for the answer
 _MISSED = 3  # answers in a row
-GONE_WITHIN = 5.0  # seconds between the end of the conversation and the end of the process
 _LONGEST_LINE = 16 << 20  # bytes; a session's row has some 150
 _LONGEST_REASON = 512
 _UNPRINTABLE = re.compile(r"[^ -~]")
-NOT_FOR_CHILDREN = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}
 
 # For glibc, see mallopt(3); bytes. A worker reads pieces of up to 256 KiB: by default it would give each back
 # to the kernel, and get it again page by page, at a third of the price of passing a large mail on.
@@ -68,21 +64,13 @@ class Worker:
         self._waiting: list[bytes] = []  # orders given before the conversation began
         self._writer: asyncio.StreamWriter | None = None
         self._ours, theirs = socket.socketpair()
-        descriptors = (theirs.fileno(), listener.fileno(), scoreboard)
-        control, listening, board = map(str, descriptors)
         with theirs:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-m", "appliance.proxy.worker"),
-                    *("--index", str(index), "--control", control),
-                    *("--listener", listening, "--scoreboard", board),
-                ],
-                stdin=subprocess.DEVNULL,
-                pass_fds=descriptors,
-                start_new_session=True,  # ^C in the terminal is for the supervisor
-                preexec_fn=process.die_with_parent,  # safe: this process has no threads
-                env=_ALLOCATION
-                | {name: text for name, text in os.environ.items() if name not in NOT_FOR_CHILDREN},
+            self._process = child.start(
+                *("appliance.proxy.worker", "--index", str(index)),
+                environment=_ALLOCATION,
+                control=theirs.fileno(),
+                listener=listener.fileno(),
+                scoreboard=scoreboard,
             )
         self.pid = self._process.pid
 
@@ -172,7 +160,7 @@ class Worker:
 
     async def _end(self) -> None:
         try:
-            async with asyncio.timeout(GONE_WITHIN):
+            async with asyncio.timeout(child.GONE_WITHIN):
                 code = await process.ended(self._process)
         except TimeoutError:
             self._accuse("it left without ending")
