@@ -17,11 +17,15 @@ from ipaddress import (
     summarize_address_range,
 )
 from pathlib import Path
+from typing import Final
 
 from appliance.config.option import Int, Kind, List, shown
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
+_PRIVATE = "10.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.168.0.0/16 fc00::/7 fe80::/10"
+PRIVATE: Final[tuple[Network, ...]] = tuple(map(ip_network, _PRIVATE.split()))
+"""The clients that mode tproxy,netfilter redirects; the rules and the lookup must agree on them."""
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.ASCII)
 

@@ -5,10 +5,11 @@ an administrator ought to know about a rule stands in its comment, which `nft li
 """
 
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_network, summarize_address_range
+from ipaddress import IPv4Address, IPv6Address, summarize_address_range
 from typing import Any
 
 from appliance.config import Config, Network
+from appliance.config.network import PRIVATE
 from appliance.nft import names
 from appliance.nft.expression import (
     ACCEPT,
@@ -39,10 +40,6 @@ from appliance.nft.expression import (
 )
 from appliance.nft.table import Table
 
-_PRIVATE = {
-    4: ("10.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"),
-    6: ("fc00::/7", "fe80::/10"),
-}
 _LOCKED_AT_ONCE = 1 << 20  # a bound for the kernel; no lock directory comes near it
 _BEGINNING_AT_ONCE = 65_535  # when a flood fills it, only handshakes by SYN cookies suffer
 MARKED = -101  # the last before translation: marks that others set at mangle (-150) would replace ours
@@ -145,8 +142,8 @@ def _sets(config: Config) -> Iterator[Json]:
                 timeout=60,
             )
         if config.mode == "tproxy,netfilter":
-            private = elements(map(ip_network, _PRIVATE[version]), version)
             comment = "clients that are redirected, because their addresses are translated"
+            private = elements(PRIVATE, version)
             yield _set(names.PRIVATE[version], kind, comment, flags=["interval"], elem=private)
 
 

@@ -5,23 +5,14 @@ gets the router's address as it would without the gateway.
 """
 
 import socket
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 
-from appliance.config import Config
+from appliance.config import Config, Networks
+from appliance.config.network import PRIVATE
 from appliance.proxy.lookup import Endpoint, Lookup, Route
 from appliance.proxy.lookup.netfilter import Netfilter
 
-_PRIVATE = [
-    ip_network(network)
-    for network in (
-        "10.0.0.0/8",
-        "172.16.0.0/12",
-        "192.168.0.0/16",
-        "169.254.0.0/16",
-        "fc00::/7",
-        "fe80::/10",
-    )
-]
+_PRIVATE = Networks(PRIVATE)
 
 
 class Tproxy(Lookup):
@@ -41,6 +32,5 @@ class TproxyOrNetfilter(Lookup):
 
     def known(self, accepted: socket.socket, client: Endpoint, local: Endpoint) -> Route:
         """Give the destination the client's way."""
-        address = ip_address(client.address)
-        lookup = self._netfilter if any(address in network for network in _PRIVATE) else self._tproxy
+        lookup = self._netfilter if ip_address(client.address) in _PRIVATE else self._tproxy
         return lookup.known(accepted, client, local)
