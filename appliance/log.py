@@ -18,6 +18,8 @@ import time
 import traceback
 from typing import Any
 
+from appliance.config import Config
+
 LEVELS = {
     "emerg": syslog.LOG_EMERG,
     "alert": syslog.LOG_ALERT,
@@ -137,6 +139,14 @@ class Log:
         self._stamp = ""
         self.lost = 0  # lines the target did not take since it last took one
         self._connect()
+
+    @classmethod
+    def of(cls, config: Config, *, stderr: bool, program: str = "smtp-gated") -> "Log":
+        """Make the log that a configuration asks for."""
+        target, form = config.log_target, config.log_format
+        return cls(
+            config.log_level, config.log_facility, stderr=stderr, target=target, form=form, program=program
+        )
 
     def enabled(self, level: str) -> bool:
         """Whether lines of this level are written; asks before an expensive line is put together."""

@@ -125,13 +125,7 @@ class Worker:
 
     async def _start(self, text: str, *, stderr: bool) -> None:
         config = parse(text)
-        self._log = Log(
-            config.log_level,
-            config.log_facility,
-            stderr=stderr,
-            target=config.log_target,
-            form=config.log_format,
-        )
+        self._log = Log.of(config, stderr=stderr)
         _import_all()
         lookup.prepare(config.mode)
         language.use(config.locale)  # the supervisor has told if it is unknown

@@ -56,26 +56,16 @@ def _serve(path: Path, config: Config, ready: Callable[[], None] | None) -> int:
     """Serve until told to end; `ready` leaves the terminal, None stays in the foreground."""
     process.set_name("smtp-gated")
     stderr = ready is None and not _stderr_is_journal()
-    log = _log(config, stderr=stderr)
+    log = Log.of(config, stderr=stderr)
     try:
         return _start(path, config, log, ready, stderr=stderr)
     except StartError as error:
-        log = _log(config, stderr=False)
+        log = Log.of(config, stderr=False)
         for line in str(error).splitlines():
             if config.log_target != "stderr":
                 log.crit(f"START:FAILED {line}")
             print(f"smtp-gated: {line}", file=sys.stderr)
         return 1
-
-
-def _log(config: Config, *, stderr: bool) -> Log:
-    return Log(
-        config.log_level,
-        config.log_facility,
-        stderr=stderr,
-        target=config.log_target,
-        form=config.log_format,
-    )
 
 
 def _start(path: Path, config: Config, log: Log, ready: Callable[[], None] | None, *, stderr: bool) -> int:

@@ -268,13 +268,7 @@ def _run(orders: _Orders) -> None:
         if first is None:
             return
     config = parse(str(first[-1]["config"]))
-    log = Log(
-        config.log_level,
-        config.log_facility,
-        stderr=bool(first[0]["stderr"]),
-        target=config.log_target,
-        form=config.log_format,
-    )
+    log = Log.of(config, stderr=bool(first[0]["stderr"]))
     try:
         sets = LockSets()
     except (ImportError, OSError) as error:

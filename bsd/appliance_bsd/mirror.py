@@ -100,14 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open(config: Config, table: str) -> Mirror:
-    log = Log(
-        config.log_level,
-        config.log_facility,
-        stderr=True,
-        target=config.log_target,
-        form=config.log_format,
-        program="appliance-pf-mirror",
-    )
+    log = Log.of(config, stderr=True, program="appliance-pf-mirror")
     opened = open_table(system(sys.platform), table)
     privileges.drop(config.set_user, config.set_group, keep_net_raw=False)
     return Mirror(config, opened, log)
