@@ -97,14 +97,8 @@ def as_owner(config: Config, doing: str) -> Iterator[Identity]:
 
 def lock_directory(config: Config, *, trusting: bool = True) -> LockDirectory:
     """Give the lock directory as the gateway sees it; or with trusted clients' locks, which do not count."""
-    return LockDirectory(
-        config.outside(config.lock_path),
-        config.lock_perm,
-        config.lock_duration,
-        owner(config).uid,
-        lambda _: None,
-        config.trusted_clients if trusting else (),
-    )
+    path = config.outside(config.lock_path)
+    return LockDirectory.of(config, path, owner(config).uid, trusting=trusting)
 
 
 def lock_names(config: Config) -> list[str]:

@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
+from appliance.config import Config
 from appliance.config.network import Address, Network, Networks
 
 _NOT_IN_ADDRESS: Final = re.compile(r"[^0-9A-Fa-f.:]")
@@ -119,6 +120,23 @@ class LockDirectory:
         self._expired = expired
         self._trusted = Networks(trusted)
         self._serial = itertools.count()
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        path: Path,
+        uid: int,
+        expired: Callable[[Path], None] = lambda _: None,
+        *,
+        trusting: bool = True,
+    ) -> Self:
+        """Give the locks of a configuration in `path`, its lock_path as this process sees it.
+
+        Unless it is `trusting`, those of trusted clients are locks like others.
+        """
+        trusted = config.trusted_clients if trusting else ()
+        return cls(path, config.lock_perm, config.lock_duration, uid, expired, trusted)
 
     def find(self, ip: str, ident: str = "") -> Lock | None:
         """Return the lock in force on a client (with an ident: on that ident of it), or None; never fails.

@@ -45,14 +45,7 @@ class Service:
             config.scan_max_size if self.virus else 0, config.spam_max_size if self.spam else 0
         )
         self.spool_named = any(scanner.needs_path for scanner in (self.virus, self.spam) if scanner)
-        self.locks = LockDirectory(
-            config.lock_path,
-            config.lock_perm,
-            config.lock_duration,
-            os.geteuid(),
-            self._expired,
-            config.trusted_clients,
-        )
+        self.locks = LockDirectory.of(config, config.lock_path, os.geteuid(), self._expired)
         self.scripts = scripts or ActionScripts(log)
         self.script_limits = action.limits(
             core=config.limit_core_size,

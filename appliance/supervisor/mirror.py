@@ -77,14 +77,7 @@ class Mirror:
     def configure(self, config: Config) -> None:
         """Mirror the directory that a configuration names, as it says."""
         self._path = config.lock_path
-        self._directory = LockDirectory(
-            config.lock_path,
-            config.lock_perm,
-            config.lock_duration,
-            os.geteuid(),
-            lambda _: None,
-            config.trusted_clients,
-        )
+        self._directory = LockDirectory.of(config, config.lock_path, os.geteuid())
         self._leave()
 
     def _leave(self) -> None:

@@ -30,14 +30,7 @@ class Mirror:
 
     def __init__(self, config: Config, table: PfTable, log: Log) -> None:
         uid = privileges.identity(config.set_user, config.set_group).uid
-        self._locks = LockDirectory(
-            config.outside(config.lock_path),
-            config.lock_perm,
-            config.lock_duration,
-            uid,
-            lambda _: None,
-            config.trusted_clients,
-        )
+        self._locks = LockDirectory.of(config, config.outside(config.lock_path), uid)
         self._locking = config.lock_duration != 0
         self._table = table
         self._log = log
