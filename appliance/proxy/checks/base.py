@@ -8,7 +8,7 @@ from mypy_extensions import mypyc_attr
 
 from appliance.config import Config
 from appliance.proxy.service import Service
-from appliance.proxy.session import Gate, Verdict
+from appliance.proxy.session import Action, Gate, Verdict
 from appliance.proxy.visit import Visit
 
 
@@ -29,6 +29,10 @@ class Check(ABC):
     def __init__(self, service: Service) -> None:
         self._service = service
         self._config = service.config
+
+    def _take_over(self, text: str) -> Verdict:
+        """Refuse for good what the client said, and all that it may say afterwards."""
+        return Verdict(Action.TAKEOVER, 550, "5.7.1", f"{self._config.proxy_name} {text}", text)
 
     @staticmethod
     @abstractmethod

@@ -94,7 +94,7 @@ class DnsblAtMail(Dnsbl):
         """Look the client up unless it has authenticated."""
         if visit.auth & AUTH_ACCEPTED or not (text := await self._refusal(visit)):
             return PASS
-        return Verdict(Action.TAKEOVER, 550, "5.7.1", f"{self._config.proxy_name} {text}", text)
+        return self._take_over(text)
 
 
 def _reversed(address: str) -> str:

@@ -51,9 +51,6 @@ class Quota(Check):
         details = {"limit": use.word, "quota": record.quotas[use], "tries": record.tries[use]}
         self._service.log.notice("RATELIMIT:REFUSED", **visit.who(), **details)
 
-    def _cut(self, text: str) -> Verdict:
-        return Verdict(Action.TAKEOVER, 550, "5.7.1", f"{self._config.proxy_name} {text}", text)
-
 
 class Connections(Quota):
     """Connections; turns away, too, those whose record cannot be used."""
@@ -117,7 +114,7 @@ class Names(Quota):
         if self._record(visit).spend_name(self.use, self._name(subject).lower()):
             return PASS
         self._refused(visit, self.use)
-        return self._cut(getattr(self._config, self.text))
+        return self._take_over(getattr(self._config, self.text))
 
     def _name(self, subject: bytes) -> bytes:
         return subject
@@ -202,7 +199,7 @@ class Rejects(Quota):
         found = f"RATELIMIT_{self.use.name}"
         cause = f"{found} more than {visit.record.quotas[self.use]} in {self._limits.period} seconds"
         events.report(visit, "ratelimit", found, cause)
-        return self._cut(getattr(self._config, self.text))
+        return self._take_over(getattr(self._config, self.text))
 
 
 class SenderRejects(Rejects):

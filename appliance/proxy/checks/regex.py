@@ -16,7 +16,7 @@ from appliance.proxy.checks.base import Check, cut
 from appliance.proxy.checks.journal import shown_address
 from appliance.proxy.scoreboard import Counter
 from appliance.proxy.service import Service
-from appliance.proxy.session import PASS, Action, Gate, Verdict
+from appliance.proxy.session import PASS, Gate, Verdict
 from appliance.proxy.session.state import AUTH_ACCEPTED
 from appliance.proxy.visit import Visit
 
@@ -68,8 +68,7 @@ class _Patterns(Check):
         self._service.board.add(Counter.REGEX)
         self._service.log.notice("REGEX:REJECT", **visit.who(), regex=option, value=self._shown(subject))
         events.report(visit, "regex", found, f"{found} {option}")
-        text: str = getattr(self._config, f"msg_regex_{self.what}")
-        return Verdict(Action.TAKEOVER, 550, "5.7.1", f"{self._config.proxy_name} {text}", text)
+        return self._take_over(getattr(self._config, f"msg_regex_{self.what}"))
 
     def _cut(self, subject: bytes) -> bytes:
         return cut(subject, self._config.email_length)

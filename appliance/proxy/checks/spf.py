@@ -11,7 +11,7 @@ from appliance.proxy import events
 from appliance.proxy.checks.base import Check
 from appliance.proxy.checks.policy import Outcome, evaluate
 from appliance.proxy.scoreboard import Counter
-from appliance.proxy.session import PASS, Action, Gate, Verdict
+from appliance.proxy.session import PASS, Gate, Verdict
 from appliance.proxy.visit import Visit
 
 
@@ -51,7 +51,7 @@ class Spf(Check):
         text = self._config.msg_spf_reject
         if outcome.explanation:
             text += f" ({outcome.domain} says: {outcome.explanation})"
-        return Verdict(Action.TAKEOVER, 550, "5.7.1", f"{self._config.proxy_name} {text}", text)
+        return self._take_over(text)
 
     def _address(self, visit: Visit) -> str:
         """Give the address that must be allowed to send."""
