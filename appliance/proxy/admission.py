@@ -62,30 +62,30 @@ def refusal(visit: Visit) -> str | None:
         log.notice("REJECT:MAX_HOST", **visit.who())
         events.report(visit, "maxhost", "MAX_HOST", "MAX_HOST too many sessions at a time")
         return config.msg_max_per_host
-    if visit.locked():
-        board.add(Counter.REJECT_LOCK)
-        log.notice("LOCK:LOCKED", **visit.who())
-        return config.msg_virus_locked
-    return None
+    return _refusal_by_lock(visit)
 
 
 def refusal_of_ident(visit: Visit) -> str | None:
     """Say why the one behind a client's address is turned away, and count the session; None without ident."""
-    service, config, log = visit.service, visit.service.config, visit.service.log
+    service, config = visit.service, visit.service.config
     if not visit.ident:
         return None
     clients, address = service.clients, visit.client.address
     clients.opened(address, visit.ident)
     if config.max_per_ident and clients.sessions(address, visit.ident) > config.max_per_ident:
         service.board.add(Counter.REJECT_IDENT)
-        log.notice("REJECT:MAX_IDENT", **visit.who())
+        service.log.notice("REJECT:MAX_IDENT", **visit.who())
         events.report(visit, "maxident", "MAX_IDENT", "MAX_IDENT too many sessions at a time")
         return config.msg_max_per_ident
-    if visit.locked():
-        service.board.add(Counter.REJECT_LOCK)
-        log.notice("LOCK:LOCKED", **visit.who())
-        return config.msg_virus_locked
-    return None
+    return _refusal_by_lock(visit)
+
+
+def _refusal_by_lock(visit: Visit) -> str | None:
+    if not visit.locked():
+        return None
+    visit.service.board.add(Counter.REJECT_LOCK)
+    visit.service.log.notice("LOCK:LOCKED", **visit.who())
+    return visit.service.config.msg_virus_locked
 
 
 def known_route(visit: Visit, accepted: socket.socket) -> Route | None:
