@@ -1,4 +1,4 @@
-"""XDP programs without a compiler: load, attach, and try on a packet, as plain calls into the kernel.
+"""XDP programs without a compiler: load and attach, as plain calls into the kernel.
 
 For gate.py, compile.py and the tests. Which program, and what for, is not known here.
 """
@@ -7,26 +7,20 @@ import contextlib
 import ctypes
 import struct
 from ctypes import addressof
-from dataclasses import dataclass
 from typing import Final
 
 from appliance.bpf.maps import bpf, info
 
-_LOAD, _TEST_RUN, _LINK_CREATE, _LINK_DETACH = 5, 10, 28, 34
+_LOAD, _LINK_CREATE, _LINK_DETACH = 5, 28, 34
 _TYPE_XDP, _ATTACH_XDP = 6, 37
-_HAS_FRAGS = (
-    1 << 5
-)  # it takes packets of several pages: without that, large MTUs and offloads would have to go
+_HAS_FRAGS = 1 << 5  # it takes packets of several pages, or large MTUs and offloads would have to go
 
 GENERIC: Final = 1 << 1  # XDP_FLAGS_SKB_MODE: by the stack, before it looks at a packet
 NATIVE: Final = 1 << 2  # XDP_FLAGS_DRV_MODE: by the driver, before there is a socket buffer
 MODES: Final = {"native": NATIVE, "generic": GENERIC}
 
-PASS: Final = 2
-DROP: Final = 1
-
-PASSES_ALL: Final = struct.pack("=BBhi", 0xB7, 0, 0, PASS) + struct.pack("=BBhi", 0x95, 0, 0, 0)
-"""The shortest program: return PASS."""
+PASSES_ALL: Final = struct.pack("=BBhi", 0xB7, 0, 0, 2) + struct.pack("=BBhi", 0x95, 0, 0, 0)
+"""The shortest program: return XDP_PASS."""
 
 
 def load(instructions: bytes, name: str) -> int:
@@ -67,26 +61,3 @@ def interface_of(link: int) -> int:
     """Give the index of the interface that a link leads to, 0 when that is gone."""
     (index,) = struct.unpack_from("=I", info(link, 24), 16)
     return int(index)
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """What a program did with a packet: its verdict, and the packet after it."""
-
-    verdict: int
-    packet: bytes
-
-
-def try_on(program: int, packet: bytes, *, interface: int = 0) -> Trial:
-    """Run a program on a packet as if that had come in at an interface, 0 for loopback. Raises OSError."""
-    data = ctypes.create_string_buffer(packet, len(packet))
-    result = ctypes.create_string_buffer(len(packet) + 256)
-    context = ctypes.create_string_buffer(struct.pack("=IIIIII", 0, len(packet), 0, interface, 0, 0), 24)
-    attributes = struct.pack(
-        "=IIIIQQIIIIQQ",
-        *(program, 0, len(packet), len(result), addressof(data), addressof(result), 1, 0),
-        *((24, 0, addressof(context), 0) if interface else (0, 0, 0, 0)),
-    )
-    left = bpf(_TEST_RUN, attributes)[1]
-    verdict, _, size = struct.unpack_from("=III", left, 4)
-    return Trial(verdict, result.raw[:size])

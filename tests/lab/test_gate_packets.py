@@ -14,11 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from appliance.bpf import layout, maps, programs
+from appliance.bpf import layout, maps
 from appliance.bpf.locks import GateLocks, dropped
 from appliance.bpf.maps import Map
 from appliance.bpf.pinned import Gate
-from appliance.bpf.programs import DROP, PASS
 from appliance.config import parse
 from appliance.log import Log
 from lab.namespace import inside
@@ -42,6 +41,7 @@ from tests.bpf.packets import (
     syn,
     tcp,
 )
+from tests.bpf.trial import DROP, PASS, tried
 from tests.lab.gate import RouterGate, standing
 
 pytestmark = pytest.mark.lab
@@ -72,9 +72,7 @@ class Judge:
         self.index = inside(self.namespace, lambda: socket.if_nametoindex("lan"))
 
     def __call__(self, packet: bytes) -> int:
-        trial = inside(self.namespace, lambda: programs.try_on(self.program, packet, interface=self.index))
-        assert trial.packet == packet
-        return trial.verdict
+        return inside(self.namespace, lambda: tried(self.program, packet, self.index))
 
 
 @pytest.fixture(scope="module")
