@@ -113,8 +113,6 @@ class TableRequest(ctypes.Structure):
     buffer: int
     esize: int
     size: int
-    nadd: int
-    ndel: int
 
     _fields_ = [
         ("table", Table),

@@ -7,16 +7,15 @@ or causes: a lock that is over has to be taken out. The rules that use the table
 import ctypes
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from ipaddress import ip_address
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-from appliance_bsd.kernel import Device, IPAddress, pack, read_write, unpack
+from appliance_bsd.kernel import Device, IPAddress, pack, read_write
 from appliance_bsd.pf_layout import INET, System, TableAddress, TableRequest
 
 TABLE: Final = "smtp_locked"
 
-_ADD, _DELETE, _SET, _GET = (read_write("D", n, TableRequest) for n in (67, 68, 69, 70))  # DIOCRADDADDRS ..
+_ADD, _DELETE, _SET = (read_write("D", n, TableRequest) for n in (67, 68, 69))  # DIOCRADDADDRS ..
 _AT_ONCE = 65535  # elements of one request, as FreeBSD has it unless net.pf.request_maxcount says otherwise
 
 
@@ -51,19 +50,6 @@ class PfTable:
         for start in range(_AT_ONCE, len(wanted), _AT_ONCE):
             self._ask(_ADD, self._elements(wanted[start : start + _AT_ONCE]))
 
-    def addresses(self) -> set[IPAddress]:
-        """Read the table back; networks, which only an administrator puts there, are left out."""
-        buffer = self._elements([])
-        while (size := self._ask(_GET, buffer)) > len(buffer):
-            buffer = (self._system.table_address * (size + size // 8))()  # others may add to it meanwhile
-        return set(self._read(buffer[:size]))
-
-    def _read(self, elements: Sequence[TableAddress]) -> Iterator[IPAddress]:
-        for element in elements:
-            six = element.af != INET
-            if element.net == (128 if six else 32):
-                yield ip_address(unpack(element.address, six=six))
-
     def _elements(self, addresses: Sequence[IPAddress]) -> ctypes.Array[TableAddress]:
         elements = (self._system.table_address * len(addresses))()
         for element, address in zip(elements, addresses, strict=True):
@@ -72,8 +58,8 @@ class PfTable:
             element.net = address.max_prefixlen
         return elements
 
-    def _ask(self, number: int, elements: ctypes.Array[TableAddress]) -> int:
-        """Have pf use or fill elements of the table; gives their number as pf has it."""
+    def _ask(self, number: int, elements: ctypes.Array[TableAddress]) -> None:
+        """Have pf do something with elements of the table."""
         request = TableRequest(
             buffer=ctypes.addressof(elements),
             esize=ctypes.sizeof(self._system.table_address),
@@ -91,4 +77,3 @@ class PfTable:
             else:
                 advice = os.strerror(error.errno or 0)
             raise OSError(error.errno, f"pf table {name}: {advice}") from None
-        return request.size

@@ -138,25 +138,20 @@ class FakePfTables(Fake):
         table = self.tables.get(name.rstrip(b"\0").decode())
         if table is None:
             raise error(errno.ESRCH)
-        if request == 0xC4504446:
-            if size >= len(table):
-                ctypes.memmove(pointer, b"".join(map(self._written, sorted(table))), esize * len(table))
-            size = len(table)
-        else:
-            given_elements = ctypes.string_at(pointer, esize * size)
-            elements = {self._read(raw) for raw in self.element.iter_unpack(given_elements)}
-            before = set(table)
-            match request:
-                case 0xC4504443:
-                    table |= elements
-                case 0xC4504444:
-                    table -= elements
-                case 0xC4504445:
-                    table.clear()
-                    table |= elements
-                case _:
-                    raise error(errno.ENODEV)
-            nadd, ndel = len(table - before), len(before - table)
+        given_elements = ctypes.string_at(pointer, esize * size)
+        elements = {self._read(raw) for raw in self.element.iter_unpack(given_elements)}
+        before = set(table)
+        match request:
+            case 0xC4504443:
+                table |= elements
+            case 0xC4504444:
+                table -= elements
+            case 0xC4504445:
+                table.clear()
+                table |= elements
+            case _:
+                raise error(errno.ENODEV)
+        nadd, ndel = len(table - before), len(before - table)
         return self.REQUEST.pack(
             anchor, name, flags, back, pointer, esize, size, size2, nadd, ndel, nchange, how, ticket
         )
@@ -171,14 +166,6 @@ class FakePfTables(Fake):
         assert (af, net) in {(2, 32), (self.inet6, 128)}
         assert af != 2 or address[4:] == bytes(12)
         return address, af, net
-
-    def _written(self, element: tuple[bytes, int, int]) -> bytes:
-        address, *rest = element
-        return (
-            self.element.pack(address, *rest, 0, 0)
-            if self.plain
-            else self.element.pack(address, 0, 0, *rest, 0, 0, 0)
-        )
 
 
 @pytest.fixture(params=SYSTEMS)

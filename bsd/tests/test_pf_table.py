@@ -61,13 +61,6 @@ def test_more_than_a_request_takes(table: PfTable, device: Any) -> None:
     assert [request for request, _ in device.asked] == [0xC4504445, 0xC4504445, 0xC4504443]
 
 
-def test_the_table_is_read(table: PfTable, device: Any) -> None:
-    assert table.addresses() == set()
-    table.replace([A, B, C])
-    device.tables[TABLE].add((bytes([10, 9]) + bytes(14), 2, 16))  # an administrator's network
-    assert table.addresses() == {A, B, C}
-
-
 @pytest.mark.parametrize(
     ("number", "advice"),
     [
