@@ -9,9 +9,6 @@ import errno
 import fcntl
 import os
 import socket
-from ipaddress import IPv4Address, IPv6Address
-
-IPAddress = IPv4Address | IPv6Address
 
 Address = ctypes.c_ubyte * 16
 """An address on the wire: an IPv6 one, or an IPv4 one in the first four bytes and zeros."""

@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from appliance import privileges
-from appliance.config import Config, ConfigError, load
+from appliance.config import Address, Config, ConfigError, load
 from appliance.log import Log
 from appliance.proxy.locks import LockDirectory, locked_address
-from appliance_bsd.kernel import IPAddress
 from appliance_bsd.pf_layout import system
 from appliance_bsd.pf_table import TABLE, PfTable, open_table
 
@@ -34,7 +33,7 @@ class Mirror:
         self._locking = config.lock_duration != 0
         self._table = table
         self._log = log
-        self._known: set[IPAddress] = set()
+        self._known: set[Address] = set()
         self._compared = float("-inf")
         self._trouble = ""
 
@@ -54,9 +53,9 @@ class Mirror:
         """Lock nobody any more: without us, nobody would be let in again."""
         self._table.replace(())
 
-    def _locked(self) -> set[IPAddress]:
+    def _locked(self) -> set[Address]:
         now = time.time()
-        found: set[IPAddress] = set()
+        found: set[Address] = set()
         with contextlib.suppress(FileNotFoundError):  # it is made with the first lock
             for lock in self._locks.all():
                 address = locked_address(lock.path.name)  # pf cannot tell who is behind one
@@ -64,7 +63,7 @@ class Mirror:
                     found.add(address)
         return found
 
-    def _take_over(self, locked: set[IPAddress], now: float) -> None:
+    def _take_over(self, locked: set[Address], now: float) -> None:
         if now - self._compared >= _COMPARE:
             self._table.replace(locked)
             self._compared = now

@@ -10,7 +10,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from appliance_bsd.kernel import Device, IPAddress, pack, read_write
+from appliance.config import Address
+from appliance_bsd.kernel import Device, pack, read_write
 from appliance_bsd.pf_layout import INET, System, TableAddress, TableRequest
 
 TABLE: Final = "smtp_locked"
@@ -32,15 +33,15 @@ class PfTable:
         self._system = system
         self._name = name.encode()
 
-    def add(self, address: IPAddress) -> None:
+    def add(self, address: Address) -> None:
         """Shut an address out."""
         self._ask(_ADD, self._elements([address]))
 
-    def remove(self, address: IPAddress) -> None:
+    def remove(self, address: Address) -> None:
         """Let an address in again; it need not be there."""
         self._ask(_DELETE, self._elements([address]))
 
-    def replace(self, addresses: Iterable[IPAddress]) -> None:
+    def replace(self, addresses: Iterable[Address]) -> None:
         """Shut out these addresses and no others.
 
         One step for pf, as long as there are no more of them than fit into one request.
@@ -50,7 +51,7 @@ class PfTable:
         for start in range(_AT_ONCE, len(wanted), _AT_ONCE):
             self._ask(_ADD, self._elements(wanted[start : start + _AT_ONCE]))
 
-    def _elements(self, addresses: Sequence[IPAddress]) -> ctypes.Array[TableAddress]:
+    def _elements(self, addresses: Sequence[Address]) -> ctypes.Array[TableAddress]:
         elements = (self._system.table_address * len(addresses))()
         for element, address in zip(elements, addresses, strict=True):
             element.address = pack(str(address))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from appliance_bsd.kernel import IPAddress
+from appliance.config import Address
 from appliance_bsd.pf_layout import SYSTEMS
 from appliance_bsd.pf_table import TABLE, PfTable
 
@@ -25,7 +25,7 @@ def table(device: Any, system: str) -> PfTable:
     return PfTable(device, SYSTEMS[system], TABLE)
 
 
-def held(device: Any) -> set[IPAddress]:
+def held(device: Any) -> set[Address]:
     """What stands in the table, read by other means."""
     return {
         ip_address(address[:4] if family == 2 else address) for address, family, _ in device.tables[TABLE]
