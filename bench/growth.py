@@ -21,7 +21,7 @@ from appliance.proxy.quota import Limits, Record
 from appliance.proxy.records import FILE, Records, row_of
 from bench import arena
 from bench.arena import FIRST_CLIENT, SINK_PORT, WORKERS, Arena
-from bench.load import Contender, Workload, balanced, send
+from bench.load import Workload, balanced, send
 from bench.row import Effort, Row, there_and_back
 from lab import router
 from lab.gateway import USER, Gateway, Options
@@ -89,27 +89,19 @@ class Site:
 
     def settle(self) -> None:
         """Wait until the gateway has nothing more to do."""
-        everybody = Contender("gateway", 0, tuple(self.processes()))
 
         def calm() -> bool:
-            before = everybody.cpu()
+            before = self.gateway.processor_time()
             time.sleep(1)
-            return everybody.cpu() - before < _CALM
+            return self.gateway.processor_time() - before < _CALM
 
         wait_until(calm, 120, "a calm gateway")
-
-    def processes(self) -> Iterator[int]:
-        """Give the gateway's processes, the supervisor first."""
-        assert self.gateway.process
-        pid = self.gateway.process.pid
-        yield pid
-        yield from map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """Keep the gateway from doing anything."""
         assert self.gateway.process
-        _, *children = self.processes()
+        _, *children = self.gateway.processes()
         self.gateway.process.signal(signal.SIGSTOP)
         for pid in children:
             os.kill(pid, signal.SIGSTOP)

@@ -3,7 +3,6 @@
 The parts of the benchmark call this; hosts and servers are `arena.py`'s or their own.
 """
 
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,7 @@ from appliance.bpf.steering import worker_of
 from lab.clients import smtp_source
 from lab.gateway import Gateway
 from lab.host import Host
-
-_TICKS = os.sysconf("SC_CLK_TCK")
+from lab.process import processor_time
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Contender:
 
     def cpu(self) -> float:
         """CPU time, user and system, that its processes with all their threads have spent so far."""
-        return sum(map(cpu_seconds, self.processes))
+        return sum(map(processor_time, self.processes))
 
     def memory(self) -> int:
         """Bytes of memory that its processes occupy; what several share counts once."""
@@ -104,9 +102,3 @@ def balanced(first: IPv4Address, workers: int, each: int) -> list[IPv4Address]:
             chosen.append(first)
         first += 1
     return chosen
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time, user and system, that a process with all its threads has spent so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS

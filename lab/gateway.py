@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lab.host import Host
 from lab.image import CHECKOUT
-from lab.process import LabError, Process, wait_until
+from lab.process import LabError, Process, processor_time, wait_until
 
 PROGRAM = CHECKOUT / ".venv" / "bin" / "smtp-gated"
 BUILT = os.environ.get("GATEWAY_PATH", "")  # where to find another build of the gateway than the checkout's
@@ -122,10 +122,26 @@ class Gateway:
         wait_until(self.state.exists, timeout, "the status file")
         return self.state.read_text()
 
+    def processes(self, words: str = "") -> list[int]:
+        """Give the numbers of its processes, as seen from outside, in the order they were started.
+
+        `words` stand in the command line of those that are meant.
+        """
+        pid = self._running.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        return [each for each in (pid, *map(int, children.split())) if words in _command_line(each)]
+
     def workers(self) -> list[int]:
-        """Give the process numbers of the workers, as seen from outside, in the order they were started."""
-        children = Path(f"/proc/{self._running.pid}/task/{self._running.pid}/children").read_text()
-        return [int(child) for child in children.split() if "worker" in _command_line(int(child))]
+        """Give the process numbers of the workers."""
+        return self.processes("appliance.proxy.worker")
+
+    def mirrors(self) -> list[int]:
+        """Give the process number of the lock mirror, if there is one now."""
+        return self.processes("appliance.supervisor.mirror")
+
+    def processor_time(self) -> float:
+        """Give the seconds that all its processes have worked."""
+        return sum(map(processor_time, self.processes()))
 
     def reload(self, options: Options | None = None, timeout: float = 10) -> None:
         """Change options, write the file, send SIGHUP, wait until it is done; the log tells how it went."""

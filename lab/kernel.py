@@ -80,15 +80,6 @@ def flood(host: Host, sources: Sequence[str], server: str, *, each: int, rate: i
     return host.start([python, "-m", "lab.kernel", server, "25", str(each), str(rate), *sources])
 
 
-def processor_time(gateway: Gateway) -> float:
-    """Give the seconds that all processes of a gateway have worked."""
-    assert gateway.process
-    pid = gateway.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    stats = (Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split() for one in (pid, *children))
-    return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
-
-
 def _syn(source: str, server: str, port: int, source_port: int) -> bytes:
     addresses = socket.inet_aton(source) + socket.inet_aton(server)
     header = struct.pack("!BBHHHBBH", 0x45, 0, 40, 0, 0x4000, 64, socket.IPPROTO_TCP, 0) + addresses

@@ -26,6 +26,12 @@ def wait_until(condition: Callable[[], object], timeout: float, what: str, pause
         time.sleep(pause)
 
 
+def processor_time(pid: int) -> float:
+    """Give the seconds, of user and system, that a process with all its threads has worked so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Process:
     """A started program. `pid` is its number as seen from outside, good for os.kill and /proc/<pid>."""
 

@@ -15,7 +15,7 @@ import pytest
 from appliance.bpf.locks import dropped
 from appliance.bpf.pinned import Gate
 from appliance.config import Address
-from lab.gateway import Gateway, Options
+from lab.gateway import Options
 from lab.host import Host
 from lab.network import CLIENT4, CLIENT6, MAIL4, MAIL6, PUBLIC_CLIENT4, Network
 from lab.process import wait_until
@@ -230,7 +230,7 @@ def test_a_gate_that_comes_later_is_used(network: Network, gateway: GatewayFacto
             locks = locks_of(gate)
             wait_until(lambda: IPv4Address(CLIENT4) in dropped(gate.pins), 10, "the lock in the gate")
             locks.close()
-            there = mirror(running)
+            there = running.mirrors()
             with Gate(gate.pins) as found:
                 assert found.is_configured(gate.config())
                 running.reload({"fanout_limit": 9})
@@ -238,18 +238,7 @@ def test_a_gate_that_comes_later_is_used(network: Network, gateway: GatewayFacto
                 running.reload({"fanout_limit": 7})
                 wait_until(lambda: found.is_configured(gate.config()), 5, "the old limit")
             time.sleep(0.6)  # two looks at the gate
-            assert mirror(running) == there  # it is the same gate: the locks need not be read anew
-
-
-def mirror(gateway: Gateway) -> int:
-    """Give the process number of the lock mirror, as seen from outside."""
-    assert gateway.process
-    pid = gateway.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    (found,) = [
-        int(child) for child in children if "supervisor.mirror" in Path(f"/proc/{child}/cmdline").read_text()
-    ]
-    return found
+            assert running.mirrors() == there  # it is the same gate: the locks need not be read anew
 
 
 def test_fifty_thousand_locks(network: Network) -> None:

@@ -17,7 +17,7 @@ import pytest
 from lab import router
 from lab.gateway import USER, Gateway, Options
 from lab.host import Host
-from lab.kernel import Kernel, flood, lock, processor_time
+from lab.kernel import Kernel, flood, lock
 from lab.network import CLIENT4, CLIENT6, PUBLIC_CLIENT4, PUBLIC_CLIENT6, Network
 from lab.process import wait_until
 from tests.lab.conftest import GatewayFactory
@@ -237,19 +237,12 @@ def test_locks_survive_flushed_sets_and_restarts(appliance: Appliance, kernel: K
     assert kernel.locked()[PUBLIC_CLIENT4].comment == "SPAM"
 
 
-def mirror_of(gateway: Gateway) -> int:
-    assert gateway.process
-    for child in Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children").read_text().split():
-        if "appliance.supervisor.mirror" in Path(f"/proc/{child}/cmdline").read_text():
-            return int(child)
-    return 0
-
-
 def test_a_mirror_that_is_killed_is_started_again(appliance: Appliance, kernel: Kernel) -> None:
     running = appliance(None)
     lock(running, CLIENT4)
     kernel.wait_locked(CLIENT4)
-    os.kill(mirror_of(running), 9)
+    (pid,) = running.mirrors()
+    os.kill(pid, 9)
     running.wait_log("LOCK:KERNEL why=the mirror ended")
     lock(running, CLIENT6)
     wait_until(lambda: set(kernel.locked()) == {CLIENT4, CLIENT6}, 10, "another mirror")
@@ -270,7 +263,8 @@ def test_locks_stay_while_their_directory_cannot_be_read(
     running.locks.chmod(mode)
     gone.unlink()
     running.wait_log(r"LOCK:KERNEL why=.*Permission denied: .*locks stay")
-    os.kill(mirror_of(running), 9)
+    (pid,) = running.mirrors()
+    os.kill(pid, 9)
     running.wait_log(r"(?s)LOCK:KERNEL why=the mirror ended.*LOCK:KERNEL why=.*Permission denied")
     time.sleep(1.2)
     assert set(kernel.locked()) == {CLIENT4, CLIENT6}
@@ -283,7 +277,7 @@ def test_the_mirror_may_change_rules_and_nothing_else(appliance: Appliance, kern
     running = appliance(None)
     lock(running, CLIENT4)
     kernel.wait_locked(CLIENT4)
-    pid = mirror_of(running)
+    (pid,) = running.mirrors()
     account = pwd.getpwnam(USER)
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     facts = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
@@ -319,11 +313,11 @@ def test_a_flood_of_locked_clients_costs_the_gateway_nothing(
     kernel.wait_locked(*sources)
     quiet(network)
     time.sleep(0.5)
-    before, reached, asked = processor_time(running), segments(network), requests(running)
+    before, reached, asked = running.processor_time(), segments(network), requests(running)
     assert flood(network.client, sources, server.address[0], each=500).wait(10) == 0
     assert {kernel.locked()[source].packets for source in sources} == {500}
     assert segments(network) == reached
-    assert processor_time(running) - before <= 0.1  # what it does when nothing happens
+    assert running.processor_time() - before <= 0.1  # what it does when nothing happens
     assert requests(running) == asked
     with Talk(network.client.connect(server.address, source=CLIENT4)) as talk:
         assert talk.greet().begin().finish().startswith("250")

@@ -16,6 +16,7 @@ from threading import Event
 import pytest
 
 from lab.network import Network
+from lab.process import processor_time
 from lab.samples import EICAR
 from lab.servers import Clamd, Spamd
 from tests.lab.loopback import NAME, Scene, scene
@@ -210,11 +211,6 @@ def test_out_of_files_clients_wait_in_the_queue(
             assert client.reply() == "220 mail.example.test ESMTP"
             client.close()
         assert gate.log.count("ACCEPT:PAUSED") < 10
-
-
-def processor_time(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
 
 
 @pytest.mark.option("connect_queue")

@@ -91,8 +91,15 @@ class Gateway:
         return holder(Path(self.options["pidfile"]))
 
     def workers(self) -> list[int]:
+        return self._children("appliance.proxy.worker")
+
+    def mirrors(self) -> list[int]:
+        """Give the process number of the lock mirror, none where there can be none."""
+        return self._children("appliance.supervisor.mirror")
+
+    def _children(self, module: str) -> list[int]:
         children = Path(f"/proc/{self.pid()}/task/{self.pid()}/children").read_text()
-        return [int(pid) for pid in children.split() if "appliance.proxy.worker" in command_line(pid)]
+        return [int(pid) for pid in children.split() if module in command_line(pid)]
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid() or 0, number)

@@ -16,7 +16,6 @@ import pytest
 from tests.supervisor.program import (
     PROGRAM,
     Gateway,
-    command_line,
     ended,
     name_of,
     talks,
@@ -127,7 +126,7 @@ def test_a_gateway_that_may_open_no_more_files_lives_on(
     monkeypatch.setenv("WATCHDOG_USEC", "200000")
     gateway.start()
     clients = [gateway.session(f"127.0.0.{number}") for number in range(1, 9)]
-    pid, killed = gateway.pid() or 0, {gateway.workers()[0], *mirrors(gateway)}
+    pid, killed = gateway.pid() or 0, {gateway.workers()[0], *gateway.mirrors()}
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
     for each in killed:
@@ -142,16 +141,10 @@ def test_a_gateway_that_may_open_no_more_files_lives_on(
     assert systemd.recv(1000) == b"WATCHDOG=1"
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
     gateway.session("127.0.0.1").close()
-    wait_until(lambda: len(gateway.workers()) == 2 and len(mirrors(gateway)) == len(killed) - 1)
+    wait_until(lambda: len(gateway.workers()) == 2 and len(gateway.mirrors()) == len(killed) - 1)
     for number in range(1, 9):
         gateway.session(f"127.0.0.{number}").close()
     systemd.close()
-
-
-def mirrors(gateway: Gateway) -> list[int]:
-    """Give the process number of the lock mirror, none where there can be none."""
-    children = Path(f"/proc/{gateway.pid()}/task/{gateway.pid()}/children").read_text()
-    return [int(pid) for pid in children.split() if "appliance.supervisor.mirror" in command_line(pid)]
 
 
 def test_a_mirror_without_its_library_ends_for_good(
@@ -162,7 +155,7 @@ def test_a_mirror_without_its_library_ends_for_good(
     gateway.start()
     gateway.wait_log("LOCK:KERNEL why=install python3-nftables")
     time.sleep(2)
-    assert mirrors(gateway) == []
+    assert gateway.mirrors() == []
     assert (gateway.home / "log").read_text().count("LOCK:KERNEL") == 1
 
 
