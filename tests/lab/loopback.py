@@ -7,12 +7,11 @@ import contextlib
 import re
 import signal
 import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.lab.scripted import Hook, ScriptedServer, Talk
-from tests.supervisor.program import Gateway, wait_until
+from tests.supervisor.program import Gateway, gateway_before, wait_until
 
 NAME = "gw.example.test"
 
@@ -63,14 +62,11 @@ class Scene:
 @contextlib.contextmanager
 def scene(hooks: dict[str, Hook] | None = None, /, **options: object) -> Iterator[Scene]:
     """Start a gateway with these options, its server following `hooks`; no option may let it crash."""
-    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as leaving:
-        home = Path(name)
-        home.chmod(0o755)
+    with contextlib.ExitStack() as leaving:
         server = ScriptedServer(socket.create_server(("127.0.0.1", 0), backlog=1024))
         leaving.callback(server.close)
         server.hooks.update(hooks or {})
-        gateway = Gateway(home, server.address[1])
-        leaving.callback(gateway.end)
+        gateway = leaving.enter_context(gateway_before(server.address[1]))
         defaults = {"proxy_name": NAME, "spam_max_load": 0, "max_per_host": 1000, "max_connections": 4000}
         gateway.write(**{option: str(value) for option, value in (defaults | options).items()})
         gateway.start()

@@ -9,9 +9,7 @@ import signal
 import socket
 import struct
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +18,7 @@ from lab.network import Network
 from lab.process import wait_until
 from tests.lab.conftest import GatewayFactory
 from tests.lab.scripted import ScriptedServer, Talk
-from tests.supervisor.program import PROGRAM, Gateway
+from tests.supervisor.program import PROGRAM, Gateway, gateway_before
 
 pytestmark = pytest.mark.lab
 
@@ -58,12 +56,8 @@ def server() -> Iterator[ScriptedServer]:
 
 @pytest.fixture
 def program(server: ScriptedServer) -> Iterator[Gateway]:
-    with tempfile.TemporaryDirectory() as name:
-        home = Path(name)
-        home.chmod(0o755)
-        made = Gateway(home, server.address[1])
+    with gateway_before(server.address[1]) as made:
         yield made
-        made.end()
 
 
 def reload(program: Gateway, **options: str) -> None:

@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.scripted import ScriptedServer, Talk
-from tests.supervisor.program import PROGRAM, Gateway, wait_until
+from tests.supervisor.program import PROGRAM, Gateway, gateway_before, wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -33,13 +32,10 @@ def server() -> Iterator[ScriptedServer]:
 
 @pytest.fixture
 def gateway(server: ScriptedServer) -> Iterator[Gateway]:
-    with tempfile.TemporaryDirectory() as name:
-        home = Path(name)
-        home.chmod(0o777)  # some of these gateways are started by another user
-        made = Gateway(home, server.address[1])
+    with gateway_before(server.address[1]) as made:
+        made.home.chmod(0o777)  # some of these gateways are started by another user
         made.write(log_level="warning")
         yield made
-        made.end()
 
 
 def refused(gateway: Gateway, arguments: list[str], wrapper: list[str]) -> tuple[int, list[str]]:

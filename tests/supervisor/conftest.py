@@ -1,14 +1,12 @@
 """A gateway that is gone after the test, and the server behind it."""
 
 import socketserver
-import tempfile
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.supervisor.program import Gateway, Server
+from tests.supervisor.program import Gateway, Server, gateway_before
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +23,5 @@ def server() -> Iterator[int]:
 
 @pytest.fixture
 def gateway(server: int) -> Iterator[Gateway]:
-    with tempfile.TemporaryDirectory() as name:
-        home = Path(name)
-        home.chmod(0o755)
-        made = Gateway(home, server)
+    with gateway_before(server) as made:
         yield made
-        made.end()

@@ -10,8 +10,9 @@ import socket
 import socketserver
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from appliance.supervisor.pidfile import holder
@@ -118,6 +119,18 @@ class Gateway:
                 os.kill(pid, signal.SIGKILL)
         if self.process:
             self.process.wait(10)
+
+
+@contextlib.contextmanager
+def gateway_before(server: int) -> Iterator[Gateway]:
+    """Give a gateway that is not started yet, in a directory that all users may enter; both go in the end."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        made = Gateway(Path(name), server)
+        try:
+            yield made
+        finally:
+            made.end()
 
 
 def name_of(pid: int) -> str:
