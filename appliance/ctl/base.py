@@ -1,8 +1,8 @@
 """What every command of appliance-ctl shares: the options before it, how it fails, and how it prints.
 
 Command modules of this package use it; `app.py` puts them together. A module with commands has a typer app
-`commands`; its functions take the `typer.Context` first and get the shared options from `given`. Whatever is
-printed may hold text that a client chose: it goes through `clean` or is JSON. No command lives here.
+`commands`; its functions take the `typer.Context` first and get the shared options from `given`. What is
+printed may hold text that a client chose: it goes through `tell`, `table` or JSON. No command lives here.
 """
 
 import json
@@ -84,3 +84,13 @@ def console() -> Console:
     """Make a console; what goes into a file or a pipe is not folded."""
     made = Console(highlight=False, markup=False, emoji=False)
     return made if made.is_terminal else Console(highlight=False, markup=False, emoji=False, width=400)
+
+
+def tell(line: str, style: str = "") -> None:
+    """Print a line for people."""
+    console().print(Text(clean(line), style), soft_wrap=True)
+
+
+def tell_of(label: str, text: object) -> None:
+    """Print a line about something, in a column of such lines."""
+    tell(f"{label:<10}{clean(text)}")

@@ -7,7 +7,7 @@ import typer
 from appliance import config as language
 from appliance.config import OPTIONS, Config, ConfigError
 from appliance.ctl.ask import ask
-from appliance.ctl.base import Code, CtlError, clean, console, given, print_json, table
+from appliance.ctl.base import Code, CtlError, clean, console, given, print_json, table, tell
 from appliance.privileges import PrivilegeError
 from appliance.proxy import lookup
 from appliance.supervisor import checks
@@ -29,8 +29,8 @@ def config_check(context: typer.Context) -> None:
         print_json({"file": str(path), "warnings": warnings})
         return
     for line in warnings:
-        console().print(f"warning: {clean(line)}", soft_wrap=True)
-    console().print(f"{clean(path)} can be used", soft_wrap=True)
+        tell(f"warning: {line}")
+    tell(f"{path} can be used")
 
 
 def _warnings(found: Config) -> list[str]:
@@ -76,14 +76,13 @@ def config_diff(context: typer.Context) -> None:
     if given(context).as_json:
         print_json({"differences": rows, "running_file": answer["file"]})
         return
-    out = console()
     if str(answer["file"]) != str(given(context).config_path.absolute()):
-        out.print(f"the gateway reads another file: {clean(answer['file'])}", soft_wrap=True)
+        tell(f"the gateway reads another file: {answer['file']}")
     if not rows:
-        out.print("the gateway runs with what the file says")
+        tell("the gateway runs with what the file says")
         return
     columns = ("OPTION", "RUNNING", "FILE", "TAKES EFFECT AT")
-    out.print(table(columns, ([*_cells(row)] for row in rows)))
+    console().print(table(columns, ([*_cells(row)] for row in rows)))
 
 
 def _cells(row: dict[str, object]) -> list[object]:

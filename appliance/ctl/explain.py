@@ -11,7 +11,7 @@ import typer
 from appliance.config import Config
 from appliance.ctl import known
 from appliance.ctl.ask import ask
-from appliance.ctl.base import Code, Context, CtlError, clean, console, given, print_json
+from appliance.ctl.base import Code, Context, CtlError, given, print_json, tell_of
 from appliance.ctl.limits import described, show_record, stored
 from appliance.ctl.locking import Client
 from appliance.ctl.neighbours import neighbours
@@ -146,49 +146,44 @@ def _without_gateway(config: Config, intercepted: bool, facts: dict[str, Any]) -
 
 
 def _show(facts: dict[str, Any]) -> None:
-    out = console()
-
-    def line(label: str, text: object) -> None:
-        out.print(f"{label:<10}{clean(text)}", soft_wrap=True)
-
-    line("client", f"{facts['client']}{' at ' + facts['from'] if facts['from'] else ''}")
-    line("trusted", f"yes: {facts['trusted']} in trusted_clients" if facts["trusted"] else "no")
+    tell_of("client", f"{facts['client']}{' at ' + facts['from'] if facts['from'] else ''}")
+    tell_of("trusted", f"yes: {facts['trusted']} in trusted_clients" if facts["trusted"] else "no")
     if isinstance(facts["locks"], str):
-        line("lock", f"unknown: {facts['locks']}")
+        tell_of("lock", f"unknown: {facts['locks']}")
     for lock in facts["locks"] if isinstance(facts["locks"], list) else ():
         kind = "exempt from locks" if lock["exempt"] else f"locked {end(lock['until'])}"
         why = lock["why"] or "no cause given"
-        line("lock", f"{lock['name']} is {kind}, since {moment(lock['since'])}: {why}")
+        tell_of("lock", f"{lock['name']} is {kind}, since {moment(lock['since'])}: {why}")
     if not facts["locks"]:
-        line("lock", "none")
+        tell_of("lock", "none")
     if facts["kernel"]:
-        line(
+        tell_of(
             "kernel",
             f"drops it; {facts['kernel']['tried']} connections tried so far: {facts['kernel']['why']}",
         )
     else:
         why = facts["kernel_why_not"]
-        line("kernel", f"unknown: {why}" if why else "does not drop it")
+        tell_of("kernel", f"unknown: {why}" if why else "does not drop it")
     if gate := facts["gate"]:
         tried = f"{gate['syns']} connections tried, {gate['dropped']} of them dropped"
-        line("gate", f"{tried}, about {gate['servers']} mail servers lately; seen {moment(gate['seen'])}")
-    _show_gateway(facts, line)
+        tell_of("gate", f"{tried}, about {gate['servers']} mail servers lately; seen {moment(gate['seen'])}")
+    _show_gateway(facts)
     if facts["limits"]:
-        line("limits", "this many of these may be used in a period:")
+        tell_of("limits", "this many of these may be used in a period:")
         show_record(facts["limits"])
     else:
-        line("limits", facts["limits_why_not"])
-    line("next", f"{facts['next']['outcome'].upper()}: {facts['next']['why']}")
+        tell_of("limits", facts["limits_why_not"])
+    tell_of("next", f"{facts['next']['outcome'].upper()}: {facts['next']['why']}")
 
 
-def _show_gateway(facts: dict[str, Any], line: Any) -> None:
+def _show_gateway(facts: dict[str, Any]) -> None:
     gateway = facts["gateway"]
     if not gateway:
-        line("gateway", facts["gateway_why_not"])
+        tell_of("gateway", facts["gateway_why_not"])
         return
-    line("worker", f"{gateway['worker']}, process {gateway['pid']}")
+    tell_of("worker", f"{gateway['worker']}, process {gateway['pid']}")
     tally = ", ".join(f"{number} {name}" for name, number in gateway["tally"].items())
-    line("lately", f"{tally} (in the last one to two hours)")
-    line("sessions", f"{gateway['open']} open")
+    tell_of("lately", f"{tally} (in the last one to two hours)")
+    tell_of("sessions", f"{gateway['open']} open")
     for each in gateway["sessions"]:
-        line("", f"{each['source']} to {each['target']}: {each['state']}, {each['trns']} mails so far")
+        tell_of("", f"{each['source']} to {each['target']}: {each['state']}, {each['trns']} mails so far")

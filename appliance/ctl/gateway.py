@@ -12,7 +12,7 @@ from rich.table import Table
 
 from appliance.ctl import known
 from appliance.ctl.ask import ask
-from appliance.ctl.base import Code, Context, CtlError, clean, console, given, print_json, table
+from appliance.ctl.base import Code, Context, CtlError, console, given, print_json, table, tell, tell_of
 from appliance.ctl.times import moment, size, span
 from appliance.nft.names import INTERCEPTED
 from appliance.supervisor.requests import TALLIES
@@ -67,7 +67,6 @@ def facts(context: Context) -> tuple[dict[str, Any], Code]:
 
 def show(found: dict[str, Any], *, down: bool) -> None:
     """Print the facts for people; the gateway is `down`, or else up or cannot be asked."""
-    out = console()
     gateway, kernel = found["gateway"], found["kernel"]
     lines: list[tuple[str, str]] = []
     if gateway:
@@ -90,9 +89,9 @@ def show(found: dict[str, Any], *, down: bool) -> None:
         watched = ", ".join(f"{name} ({mode})" for name, mode in kernel["gate"].items())
         lines.append(("gate", f"on {watched}"))
     for label, text in lines:
-        out.print(f"{label:<10}{clean(text)}", soft_wrap=True)
+        tell_of(label, text)
     if gateway:
-        out.print(table(("WORKER#", "PID#", "SERVING", "SESSIONS#"), _worker_rows(gateway), ""))
+        console().print(table(("WORKER#", "PID#", "SERVING", "SESSIONS#"), _worker_rows(gateway), ""))
 
 
 def _gateway_lines(gateway: dict[str, Any]) -> list[tuple[str, str]]:
@@ -157,10 +156,9 @@ def sessions(context: typer.Context) -> None:
         rows = [dict(zip(found["columns"], row, strict=False)) for row in found["rows"]]
         print_json({"sessions": rows, "total": found["total"], "silent_workers": found["silent"]})
         return
-    out = console()
-    out.print(session_table(found["rows"]))
+    console().print(session_table(found["rows"]))
     if found["total"] > len(found["rows"]):
-        out.print(f"{len(found['rows'])} of {found['total']}")
+        tell(f"{len(found['rows'])} of {found['total']}")
     _tell_silent(found["silent"])
 
 
@@ -180,7 +178,7 @@ def _session_cells(row: list[Any]) -> list[object]:
 
 def _tell_silent(silent: list[object]) -> None:
     for pid in silent:
-        console().print(f"worker {clean(pid)} does not answer: what it has is missing above", soft_wrap=True)
+        tell(f"worker {pid} does not answer: what it has is missing above")
 
 
 @commands.command()
@@ -204,7 +202,7 @@ def clients(
         console().print(client_table(found["rows"]))
         _tell_silent(found["silent"])
         if found["why_not"]:
-            console().print(f"the gateway's counts are missing: {clean(found['why_not'])}", soft_wrap=True)
+            tell(f"the gateway's counts are missing: {found['why_not']}")
     return Code.DOWN if found["why_not"] else Code.DONE
 
 
@@ -244,7 +242,7 @@ def reload(context: typer.Context) -> None:
         print_json(found)
     else:
         for line in found["warnings"]:
-            console().print(f"warning: {clean(line)}", soft_wrap=True)
+            tell(f"warning: {line}")
     if found["problems"]:
         problems = "\n".join(map(str, found["problems"]))
         raise CtlError(f"{problems}\nthe gateway goes on with what it had", Code.BAD_CONFIGURATION)
@@ -252,7 +250,7 @@ def reload(context: typer.Context) -> None:
         pids = " ".join(map(str, found["silent"]))
         raise CtlError(f"worker {pids} has not answered; it may still be at it: see appliance-ctl status")
     if not given(context).as_json:
-        console().print("reloaded")
+        tell("reloaded")
 
 
 @commands.command()
@@ -262,4 +260,4 @@ def drain(context: typer.Context) -> None:
     if given(context).as_json:
         print_json({"sessions": left})
     else:
-        console().print(f"draining: {clean(left)} sessions are open; the gateway ends with the last of them")
+        tell(f"draining: {left} sessions are open; the gateway ends with the last of them")

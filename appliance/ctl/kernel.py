@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from appliance.bpf import gate
 from appliance.config import Config, ConfigError, parse
 from appliance.ctl.ask import ask
-from appliance.ctl.base import Code, CtlError, clean, console, given, print_json
+from appliance.ctl.base import Code, CtlError, given, print_json, tell
 from appliance.nft.installer import Installer, Plan, Refused
 from appliance.nft.kernel import KernelError
 
@@ -93,15 +92,14 @@ def check(context: typer.Context) -> Code:
     if given(context).as_json:
         print_json({"differences": found, "missing": lacking})
     elif found:
-        out = console()
         for each in found:
-            out.print(Text(clean(each)), soft_wrap=True)
-        out.print(Text(f"{len(found)} differences; `appliance-ctl up` mends what is ours"), style="bold")
+            tell(each)
+        tell(f"{len(found)} differences; `appliance-ctl up` mends what is ours", "bold")
     else:
-        console().print(Text("the kernel is as planned"))
+        tell("the kernel is as planned")
     if not given(context).as_json:
         for line in lacking:
-            console().print(Text(f"missing for the gate: {clean(line)}", "yellow"), soft_wrap=True)
+            tell(f"missing for the gate: {line}", "yellow")
     return Code.FAILED if found else Code.DONE
 
 
@@ -126,13 +124,12 @@ def _show(
             }
         )
         return
-    out = console()
     for line in plan.difference[2:]:
-        out.print(Text(clean(line), _COLOURS.get(line[:1], "")), soft_wrap=True)
+        tell(line, _COLOURS.get(line[:1], ""))
     for warning in (*warnings, *of_gate):
-        out.print(Text(f"warning: {clean(warning)}", "yellow"), soft_wrap=True)
+        tell(f"warning: {warning}", "yellow")
     if plan.empty:
-        out.print(Text(nothing))
+        tell(nothing)
     else:
         added, removed = (sum(line.startswith(sign) for line in plan.difference[2:]) for sign in "+-")
-        out.print(Text(f"{verb}: {added} lines more, {removed} fewer"), style="bold")
+        tell(f"{verb}: {added} lines more, {removed} fewer", "bold")

@@ -12,7 +12,7 @@ import typer
 
 from appliance.config import OPTIONS, Config
 from appliance.ctl import known
-from appliance.ctl.base import Code, CtlError, clean, console, given, print_json, table
+from appliance.ctl.base import Code, CtlError, console, given, print_json, table, tell
 from appliance.ctl.locking import Client
 from appliance.ctl.times import moment, span
 from appliance.proxy.quota import Limits, Record, Use
@@ -66,12 +66,11 @@ def described(facts: dict[str, Any], config: Config) -> dict[str, Any]:
 
 def show_record(found: dict[str, Any]) -> None:
     """Print a record for people."""
-    out = console()
     whose = "quotas of its own" if found["personal"] else "the configured quotas"
     left = span(found["until"] - time.time())
-    out.print(f"{clean(found['client'])}: {whose}, counted since {moment(found['since'])}, anew in {left}")
+    tell(f"{found['client']}: {whose}, counted since {moment(found['since'])}, anew in {left}")
     columns = ("LIMIT", "USED#", "QUOTA#", "TRIES#", "")
-    out.print(table(columns, (_cells(name, each) for name, each in found["limits"].items())))
+    console().print(table(columns, (_cells(name, each) for name, each in found["limits"].items())))
 
 
 def _cells(name: str, limit: dict[str, int]) -> list[object]:

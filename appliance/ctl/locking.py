@@ -13,7 +13,7 @@ import typer
 
 from appliance.config import Config
 from appliance.ctl import known
-from appliance.ctl.base import Code, CtlError, clean, console, given, print_json, table
+from appliance.ctl.base import Code, CtlError, console, given, print_json, table, tell
 from appliance.ctl.neighbours import neighbours
 from appliance.ctl.times import duration, end, moment, span
 
@@ -43,12 +43,11 @@ def locks(
         return
     files = known.locks(config, latest=most)
     columns = ("CLIENT", "WHY", "BY", "SINCE", "UNTIL", "LEFT#", "TRIED#", "FROM")
-    out = console()
-    out.print(table(columns, map(_cells, _rows(files, kernel, alone=len(files) < most))))
+    console().print(table(columns, map(_cells, _rows(files, kernel, alone=len(files) < most))))
     if (there := len(known.lock_names(config))) > len(files) == most:
-        out.print(f"the latest {most} of {there} (--most shows more)")
+        tell(f"the latest {most} of {there} (--most shows more)")
     if note:
-        out.print(f"TRIED is unknown: {clean(note)}")
+        tell(f"TRIED is unknown: {note}")
 
 
 def _rows(
@@ -139,7 +138,7 @@ def lock(
     if given(context).as_json:
         print_json({"client": who.name, "until": until, "file": str(made)})
     else:
-        console().print(f"{clean(who.name)} is locked {end(until)}")
+        tell(f"{who.name} is locked {end(until)}")
 
 
 def _refuse(config: Config, who: known.Client, file: object) -> None:
@@ -191,4 +190,4 @@ def unlock(
         print_json({"unlocked": locked})
     else:
         who = " ".join(locked) if len(locked) <= _TOLD else f"{len(locked)} clients"
-        console().print(f"unlocked: {clean(who) if locked else 'nobody was locked'}", soft_wrap=True)
+        tell(f"unlocked: {who if locked else 'nobody was locked'}")
