@@ -81,12 +81,11 @@ def acting_as(owner: Identity) -> Iterator[None]:
         os.setgroups(groups)
 
 
-def drop(user: str, group: str, keep_net_raw: bool, root: Path | None = None, *, more: int = 0) -> None:
-    """Become `user` and `group` for good, with no capability, or with CAP_NET_RAW alone, shut up in `root`.
+def drop(user: str, group: str, keep: int = 0, root: Path | None = None) -> None:
+    """Become `user` and `group` for good, with the capabilities whose bits are to `keep`, shut up in `root`.
 
-    `more` are the bits of other capabilities to keep, for a process that never hears a client. Raw sockets
-    cannot be made any more, whatever is kept, where the kernel has seccomp filters. User and group may be
-    names or numbers; empty ones stay as they are, and even root is left without capabilities.
+    Raw sockets cannot be made any more, whatever is kept, where the kernel has seccomp filters. User and
+    group may be names or numbers; empty ones stay as they are, and even root is left without capabilities.
     Programs started later inherit nothing. Raises PrivilegeError when anything is left over.
     """
     if threading.active_count() > 1:
@@ -95,8 +94,7 @@ def drop(user: str, group: str, keep_net_raw: bool, root: Path | None = None, *,
         )
     target = identity(user, group)
     groups = os.getgrouplist(target.name, target.gid) if target.name else []  # read before /etc is gone
-    keep = more | (1 << process.CAP_NET_RAW if keep_net_raw else 0)
-    if keep_net_raw and not process.capabilities()[1] >> process.CAP_NET_RAW & 1:
+    if keep & ~process.capabilities()[1] & 1 << process.CAP_NET_RAW:
         raise PrivilegeError("CAP_NET_RAW is missing, which tproxy modes need; start as root or grant it")
     dies_with_parent = process.death_signal()
     try:

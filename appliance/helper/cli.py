@@ -122,7 +122,7 @@ def _give_up_rights(user: str | None) -> None:
             "CAP_NET_ADMIN is missing, without which the kernel tells nothing; start as root"
         )
     become = user if user is not None else "nobody" if os.geteuid() == 0 else ""
-    drop(become, "", keep_net_raw=False, more=1 << process.CAP_NET_ADMIN)
+    drop(become, "", 1 << process.CAP_NET_ADMIN)
 
 
 async def _serve(

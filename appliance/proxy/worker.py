@@ -130,12 +130,8 @@ class Worker:
         lookup.prepare(config.mode)
         language.use(config.locale)  # the supervisor has told if it is unknown
         self._set_priority(config.priority)
-        privileges.drop(
-            config.set_user,
-            config.set_group,
-            keep_net_raw=config.mode.startswith("tproxy"),
-            root=config.chroot_path,
-        )
+        keep = 1 << process.CAP_NET_RAW if config.mode.startswith("tproxy") else 0
+        privileges.drop(config.set_user, config.set_group, keep, config.chroot_path)
         self._loop.set_exception_handler(self._log.unhandled)  # a defect costs a session
         gc.collect()
         # What is over is freed without the collector. By default, at 700 new objects, it would set to work

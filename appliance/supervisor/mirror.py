@@ -268,13 +268,7 @@ def _run(orders: _Orders) -> None:
         log.warning("LOCK:KERNEL", why=f"install python3-nftables to have locked clients dropped ({error})")
         return
     gates = _gates(log)
-    privileges.drop(
-        config.set_user,
-        config.set_group,
-        keep_net_raw=False,
-        root=config.chroot_path,
-        more=1 << process.CAP_NET_ADMIN,
-    )
+    privileges.drop(config.set_user, config.set_group, 1 << process.CAP_NET_ADMIN, config.chroot_path)
     try:
         _mirror(orders, config, Mirror(log, sets, gates))
     except Exception as error:  # told with its place before the supervisor starts another one

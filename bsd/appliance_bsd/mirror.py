@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _open(config: Config, table: str) -> Mirror:
     log = Log.of(config, stderr=True, program="appliance-pf-mirror")
     opened = open_table(system(sys.platform), table)
-    privileges.drop(config.set_user, config.set_group, keep_net_raw=False)
+    privileges.drop(config.set_user, config.set_group)
     return Mirror(config, opened, log)
 
 

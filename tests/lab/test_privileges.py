@@ -27,7 +27,7 @@ from appliance import process
 from appliance.privileges import drop
 process.die_with_parent()
 if "drop" in sys.argv:
-    drop("nobody", "nogroup", "raw" in sys.argv)
+    drop("nobody", "nogroup", 1 << process.CAP_NET_RAW if "raw" in sys.argv else 0)
 
 def attempt(work):
     try:
