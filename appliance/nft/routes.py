@@ -92,13 +92,13 @@ def conflicts(config: Config) -> Iterator[str]:
             for rule in _rules(netlink, version):
                 mark, mask = rule.get_attr("FRA_FWMARK"), rule.get_attr("FRA_FWMASK") or _ALL_BITS
                 where = f"ip -{version} rule {rule.get_attr('FRA_PRIORITY') or 0}"
-                if _is_ours(rule, "FRA_PROTOCOL") or rule["flags"] & _INVERTED:
+                if _is_ours(rule) or rule["flags"] & _INVERTED:
                     continue
                 if mark and config.fwmark & mask == mark:
                     yield f"fwmark {config.fwmark} is used by {where}; choose another, or remove that rule"
                 elif _table(rule, "FRA_TABLE") == config.route_table:
                     yield f"route_table {config.route_table} is used by {where}; choose another"
-            if not all(map(_is_ours, _routes(version, table=config.route_table))):
+            if any(route["proto"] != PROTOCOL for route in _routes(version, table=config.route_table)):
                 yield f"route_table {config.route_table} has other routes of IPv{version}; choose another"
 
 
@@ -112,7 +112,7 @@ def before_ours() -> Iterator[str]:
     with IPRoute() as netlink:
         for version in _FAMILIES:
             for rule in _rules(netlink, version):  # in the order in which they are asked
-                priority, ours = rule.get_attr("FRA_PRIORITY") or 0, _is_ours(rule, "FRA_PROTOCOL")
+                priority, ours = rule.get_attr("FRA_PRIORITY") or 0, _is_ours(rule)
                 if priority > FIRST + 1 or (ours and rule["action"] == _TO_TABLE):
                     break
                 if priority and not ours:
@@ -129,9 +129,7 @@ def present() -> list[Entry]:
     ]
     with IPRoute() as netlink:
         for version in _FAMILIES:
-            found += [
-                _entry(version, each) for each in _rules(netlink, version) if _is_ours(each, "FRA_PROTOCOL")
-            ]
+            found += [_entry(version, rule) for rule in _rules(netlink, version) if _is_ours(rule)]
     return sorted(found)
 
 
@@ -201,8 +199,8 @@ def _routes(version: int, **chosen: int) -> list[Any]:
         return list(netlink.route("dump", family=_FAMILIES[version], dump_filter={}, **chosen))
 
 
-def _is_ours(message: Any, attribute: str = "") -> bool:
-    return bool((message.get_attr(attribute) if attribute else message["proto"]) == PROTOCOL)
+def _is_ours(rule: Any) -> bool:
+    return bool(rule.get_attr("FRA_PROTOCOL") == PROTOCOL)
 
 
 def _table(message: Any, attribute: str) -> int:
