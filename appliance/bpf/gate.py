@@ -138,14 +138,10 @@ def _attach_all(config: Config, pins: Path) -> Iterator[str]:
             del wanted[index]
         else:
             _detach(path)
-    program = maps.get(pins / PROGRAM)
-    try:
+    with _opened(pins / PROGRAM) as program:
         for index, name in wanted.items():
-            why = _attach(program, index, config.xdp, pins)
-            if why:
+            if why := _attach(program, index, config.xdp, pins):
                 yield f"xdp {config.xdp}: interface {name}: {why}"
-    finally:
-        os.close(program)
 
 
 def _demand_ethernet(interface: str) -> None:
@@ -192,21 +188,25 @@ def _links(pins: Path) -> list[tuple[Path, str, int]]:
 
 
 def _leads_to(path: Path) -> int:
-    link = maps.get(path)
-    try:
+    with _opened(path) as link:
         return programs.interface_of(link)
-    finally:
-        os.close(link)
 
 
 def _detach(path: Path) -> None:
     """Take the program off an interface at once; closing the link would do it a moment later."""
-    link = maps.get(path)
-    try:
+    with _opened(path) as link:
         programs.detach(link)
-    finally:
-        os.close(link)
     path.unlink()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Give the descriptor of what is pinned there. Raises OSError."""
+    descriptor = maps.get(path)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def attached(pins: Path = PINS) -> dict[str, str]:
