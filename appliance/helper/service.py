@@ -13,6 +13,7 @@ import struct
 from collections.abc import Sequence
 from ipaddress import IPv6Address, ip_address
 
+from appliance.config import SocketAddress
 from appliance.helper.conntrack import Conntrack
 from appliance.helper.gateways import Complaints, Gateways
 from appliance.helper.idents import Idents
@@ -142,8 +143,7 @@ class Service:
             self._log.notice("ORIGIN:NOTFOUND", **fields)
             return None
         ident = await self._idents.name(seen)
-        host = f"[{seen.destination}]" if seen.destination.version == 6 else seen.destination
-        dst = f"{host}:{seen.destination_port}"
+        dst = SocketAddress(None, str(seen.destination), seen.destination_port)
         self._log.info("ORIGIN:FOUND", **fields, client=seen.source, dst=dst, ident=ident)
         return Origin(seen.destination, seen.destination_port, ident)
 
