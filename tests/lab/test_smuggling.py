@@ -44,12 +44,6 @@ FORGED = forged_ends()
 SPLIT = [before + b"." + after for before in LINE_ENDS[:4] for after in LINE_ENDS[:4]]
 
 
-@pytest.fixture
-def postfix_of_old(postfix: Postfix) -> Postfix:
-    assert postfix.options.get("smtpd_forbid_bare_newline") in (None, "no")
-    return postfix
-
-
 @pytest.fixture(params=["Postfix", "Exim", "OpenSMTPD"])
 def server(request: pytest.FixtureRequest, postfix: Postfix, exim: Exim, opensmtpd: OpenSMTPD) -> MailServer:
     servers: dict[str, MailServer] = {"Postfix": postfix, "Exim": exim, "OpenSMTPD": opensmtpd}
