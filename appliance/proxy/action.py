@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from appliance.config import Config
 from appliance.log import Log
 from appliance.process import ended
 
@@ -83,16 +84,17 @@ Limits = Mapping[int, int]
 NO_LIMITS: Limits = MappingProxyType({})
 
 
-def limits(*, core: int, virtual: int, data: int, file: int) -> Limits:
-    """Put together the options limit_core_size, _virt_size, _data_size, _fsize; some numbers set no limit."""
+def limits(config: Config) -> Limits:
+    """Put together the options limit_*; some numbers set no limit."""
     found = {
-        "RLIMIT_AS": virtual,
-        "RLIMIT_DATA": data,
-        "RLIMIT_FSIZE": file,
-    }  # OpenBSD does not have the first
+        "RLIMIT_AS": config.limit_virt_size,  # which OpenBSD does not have
+        "RLIMIT_DATA": config.limit_data_size,
+        "RLIMIT_FSIZE": config.limit_fsize,
+    }
     above_zero = {
         getattr(resource, name): most for name, most in found.items() if most > 0 and hasattr(resource, name)
     }
+    core = config.limit_core_size
     return above_zero | ({resource.RLIMIT_CORE: core} if core >= 0 else {})
 
 

@@ -47,12 +47,7 @@ class Service:
         self.spool_named = any(scanner.needs_path for scanner in (self.virus, self.spam) if scanner)
         self.locks = LockDirectory.of(config, config.lock_path, os.geteuid(), self._expired)
         self.scripts = scripts or ActionScripts(log)
-        self.script_limits = action.limits(
-            core=config.limit_core_size,
-            virtual=config.limit_virt_size,
-            data=config.limit_data_size,
-            file=config.limit_fsize,
-        )
+        self.script_limits = action.limits(config)
         self._load = (0.0, 0.0)
 
     def load(self) -> float:
