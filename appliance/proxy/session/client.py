@@ -146,12 +146,11 @@ class ClientSide(ContentSide):
         Behind many of them, and some chunks, Exim takes chunks for commands, or what follows for a message by
         DATA. So whoever gives a message up gives up its server, too.
         """
-        error = self._settings.texts.proto_error
         if self._chunks is Chunks.OPEN and verb not in _LEAVES_MESSAGE:
-            self._answer_here(503, "5.5.1", error)
+            self._answer_here(self._out_of_order())
         else:
             self._drop_line()
-            self._refuse(Verdict(Action.TAKEOVER, 451, "4.5.1", error))
+            self._refuse(Verdict(Action.TAKEOVER, 451, "4.5.1", self._settings.texts.proto_error))
 
     def _full(self) -> bool:
         return len(self._awaited) >= self._settings.pipeline_size - 1
@@ -280,9 +279,9 @@ class ClientSide(ContentSide):
             self._drop_line()
             self._refuse(verdict)
 
-    def _answer_here(self, code: int, enhanced: str, text: str) -> None:
+    def _answer_here(self, answer: bytes) -> None:
         self._drop_line()
-        self._own(self._reply(code, enhanced, text))
+        self._own(answer)
 
     def _helo(self, line: bytes) -> None:
         self._helo_line = line
@@ -319,7 +318,7 @@ class ClientSide(ContentSide):
 
     def _data(self, _line: bytes) -> None:
         if self._chunks is not Chunks.NONE:
-            self._answer_here(503, "5.5.1", self._settings.texts.proto_error)
+            self._answer_here(self._out_of_order())
         else:
             self._checked(Gate.DATA, b"", Awaited.DATA)
 
@@ -328,19 +327,19 @@ class ClientSide(ContentSide):
 
     def _starttls(self, _line: bytes) -> None:
         if self._settings.forbid_starttls:
-            self._answer_here(502, "5.5.1", self._settings.texts.unimpl_command)
+            self._answer_here(self._unavailable())
         else:
             self._pass_line(Awaited.STARTTLS, b"")
 
     def _xclient(self, _line: bytes) -> None:
         if self._settings.mask_xclient:
-            self._answer_here(502, "5.5.1", self._settings.texts.unimpl_command)
+            self._answer_here(self._unavailable())
         else:
             self._pass_line(Awaited.HELO, b"")  # to the server it is another client, who has said nothing yet
 
     def _uninspectable(self, line: bytes) -> None:
         if command.argument(line):
-            self._answer_here(502, "5.5.1", self._settings.texts.unimpl_command)
+            self._answer_here(self._unavailable())
         else:
             self._pass_line(Awaited.PLAIN, b"")
 

@@ -72,9 +72,9 @@ class ContentSide(SessionState):
             return
         size, last = parsed
         if b"CHUNKING" not in self.offers:
-            self._swallow_chunk(size, last, self._reply(502, "5.5.1", self._settings.texts.unimpl_command))
+            self._swallow_chunk(size, last, self._unavailable())
         elif self._chunks is Chunks.FAILED:
-            self._swallow_chunk(size, last, self._reply(503, "5.5.1", self._settings.texts.proto_error))
+            self._swallow_chunk(size, last, self._out_of_order())
         elif self._chunks is Chunks.OPEN:
             self._pass_chunk(size, last, b"")
         else:

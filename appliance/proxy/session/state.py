@@ -153,6 +153,12 @@ class SessionState:
     def _reply(self, code: int, enhanced: str, text: str) -> bytes:
         return reply(code, enhanced if b"ENHANCEDSTATUSCODES" in self.offers else "", text)
 
+    def _out_of_order(self) -> bytes:
+        return self._reply(503, "5.5.1", self._settings.texts.proto_error)
+
+    def _unavailable(self) -> bytes:
+        return self._reply(502, "5.5.1", self._settings.texts.unimpl_command)
+
     def _to_client(self, data: bytes) -> None:
         if data:
             self._effects.to_client(data)
@@ -294,7 +300,7 @@ class SessionState:
         """Every chunk was answered; only `BDAT 0 LAST` is missing."""
         self.phase = Phase.COMMAND
         if self._chunks is Chunks.FAILED:
-            self._effects.to_client(self._reply(503, "5.5.1", self._settings.texts.proto_error))
+            self._effects.to_client(self._out_of_order())
             self._leave_failed_message()
             return
         if self._chunk_cr and b"BINARYMIME" not in self.offers:
