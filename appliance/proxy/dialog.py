@@ -7,8 +7,9 @@ sessions say, so that a scan costs a connection and hardly more; nothing blocks,
 import asyncio
 import os
 import socket
-from errno import EAGAIN
-from typing import Final, Self
+from errno import EAGAIN, EINPROGRESS
+from functools import partial
+from typing import Any, Final, Self
 
 from appliance.config.network import SocketAddress
 from appliance.proxy.streams import BACKLOG, Owner, Stream, current_turn
@@ -125,16 +126,13 @@ async def _by_path(path: str) -> socket.socket:
 
 
 async def _by_name(address: SocketAddress) -> socket.socket:
-    loop = asyncio.get_running_loop()
     failure: OSError | None = None
-    for family, kind, protocol, _, name in await loop.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM
-    ):
+    for family, kind, protocol, _, name in await _found(address):
         made = socket.socket(family, kind, protocol)
         try:
             made.setblocking(False)
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.sock_connect(made, name)
+            await _connect(made, name)
         except OSError as error:
             made.close()
             failure = error
@@ -144,3 +142,29 @@ async def _by_name(address: SocketAddress) -> socket.socket:
         else:
             return made
     raise failure or OSError(f"{address.host} has no address")
+
+
+async def _found(address: SocketAddress) -> list[Any]:
+    """Look a name up in a thread of Python's: where there can be no more, it raises RuntimeError.
+
+    libuv ends the process then, with all its sessions.
+    """
+    look_up = partial(socket.getaddrinfo, address.host, address.port, type=socket.SOCK_STREAM)
+    try:
+        return look_up(flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return await asyncio.to_thread(look_up)
+
+
+async def _connect(made: socket.socket, name: tuple[Any, ...]) -> None:
+    """Connect; not by uvloop, which looks addresses up, too, and with libuv's threads. Raises OSError."""
+    if (error := made.connect_ex(name)) == EINPROGRESS:
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_writer(made, done.set)
+        try:
+            await done.wait()
+        finally:
+            loop.remove_writer(made)
+        error = made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))

@@ -401,3 +401,41 @@ spool.close()
     assert done.stdout.split() == ["FAILED", "True"] * 2
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == []
+
+
+THREADLESS = """
+import asyncio, os, resource, socket, uvloop
+from pathlib import Path
+from appliance.config.network import SocketAddress
+from appliance.proxy.scanners import antispam
+from appliance.proxy.spool import Spool
+
+async def work():
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    await asyncio.start_server(answer, sock=listener)
+    copy = Spool(Path("/"), "none", 0o600, 1000, named=False)
+    for host in ("127.0.0.1", "localhost"):
+        print(await antispam("spamassassin", SocketAddress(None, host, port), 5, 5.0).scan(copy))
+
+async def answer(reader, writer):
+    await reader.read()
+    writer.write(b"SPAMD/1.1 0 EX_OK\\r\\nSpam: False ; 1 / 5\\r\\n\\r\\n")
+    writer.close()
+
+antispam("spamassassin", SocketAddress(None, "127.0.0.1", 0), 5, 5.0)
+if os.geteuid() == 0:
+    os.setuid(65534)  # the limit does not hold for root
+resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    runner.run(work())
+"""
+
+
+def test_a_limit_of_threads_costs_a_scan_and_not_the_worker() -> None:
+    """TasksMax= of the unit is reached, by scripts or whoever: libuv would abort the process."""
+    ran = subprocess.run([sys.executable, "-c", THREADLESS], capture_output=True, text=True, timeout=30)
+    by_address, by_name = ran.stdout.splitlines() or [ran.stderr, ""]
+    assert "State.CLEAN" in by_address
+    assert "State.FAILED" in by_name
+    assert "can't start new thread" in by_name
