@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -148,11 +149,16 @@ class ActionScripts:
         )
         async with self._turns:
             self._waiting.remove(event)
+            thread = ThreadPoolExecutor(1)  # its own: in a common one it might start when it counts as failed
             try:
-                process = await asyncio.to_thread(_start, command, environment, limits)
-                await self._watch(process, script, event)
-            except (OSError, ValueError) as error:
+                starting = asyncio.get_running_loop().run_in_executor(
+                    thread, _start, command, environment, limits
+                )
+                await self._watch(await starting, script, event)
+            except (OSError, ValueError, RuntimeError) as error:  # the last: there can be no more threads
                 self._log.err("ACTION:FAILED", script=script, why=error)
+            finally:
+                thread.shutdown(wait=False)
 
     async def _watch(self, process: subprocess.Popen[bytes], script: Path, event: Event) -> None:
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -214,6 +215,29 @@ def test_a_script_that_cannot_run_is_logged(
     run(work())
     assert f"ACTION:FAILED script={program}" in capfd.readouterr().err
     assert children() == []
+
+
+def test_a_limit_of_threads_costs_the_script_and_is_logged(
+    tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def work() -> None:
+        actions, program = ActionScripts(log), script(tmp_path, "echo x >>ran")
+        actions.run(program, EVENT)
+        await until((tmp_path / "ran").exists)
+        with monkeypatch.context() as limited:
+            limited.setattr(threading.Thread, "start", no_thread)
+            actions.run(program, EVENT)
+            await asyncio.sleep(0.1)
+        actions.run(program, EVENT)
+        await actions.finish(10)
+
+    run(work())
+    assert f"ACTION:FAILED script={tmp_path}/script, why=can't start new thread" in capfd.readouterr().err
+    assert (tmp_path / "ran").read_text() == "x\n" * 2  # what failed is not begun later
+
+
+def no_thread(_: object) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 def test_scripts_that_wait_get_a_chance_when_the_worker_ends(
