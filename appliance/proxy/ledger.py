@@ -11,7 +11,7 @@ import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
 from appliance.config import Config
@@ -55,8 +55,11 @@ class Ledger:
             return
         if before:
             rows = [row_of(record) for record in self._dirty.values()]
-            self._disk.submit(before.save, rows)
-            self._disk.submit(before.close)
+            try:
+                self._submit(before.save, rows)
+                self._submit(before.close)
+            except RecordsError as error:
+                self._failed("writing", error)
             for record in self._recent.values():
                 record.stored = False  # sessions that hold it go on, but it is none of the new database
             self._recent.clear()
@@ -129,7 +132,14 @@ class Ledger:
             raise RecordsError(f"no answer within {_READ_WITHIN:g} seconds; look after the disk") from None
 
     def _in_thread(self, call: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self._disk, call, *arguments)
+        return asyncio.wrap_future(self._submit(call, *arguments))
+
+    def _submit(self, call: Callable[..., T], *arguments: object) -> Future[T]:
+        try:
+            return self._disk.submit(call, *arguments)
+        except RuntimeError as error:  # there can be no more threads, and what waits for one goes
+            self._disk = ThreadPoolExecutor(1, "ratelimit")
+            raise RecordsError(f"{error}; look after the limit of tasks (TasksMax=)") from None
 
     def _keep(self, record: Record) -> None:
         """Keep a record as the latest one, at the cost of the one seen the longest time ago."""

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import sqlite3
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
@@ -205,6 +206,30 @@ def test_a_broken_database_is_told_once_and_records_in_memory_go_on(
     assert told[:2] == ["FAILED writing", "FAILED reading"]
     assert sorted(told[2:]) == ["RESTORED reading", "RESTORED writing"]
     assert "; move " in lines[0].replace("%3B", ";")
+
+
+def test_a_limit_of_threads_is_told_as_a_database_that_fails(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def scene() -> None:
+        with monkeypatch.context() as limited:
+            limited.setattr(threading.Thread, "start", no_thread)
+            with pytest.raises(RecordsError):
+                await bench.fetch()
+            assert not (await bench.fetch(makeshift=True)).stored
+            bench.serve(Config({"ratelimit_path": tmp_path / "other", "ratelimit_period": 60}))
+            bench.serve(bench.config)
+        assert (await bench.fetch()).stored
+
+    run(bench, scene)
+    lines = logged(capfd)
+    assert "FAILED reading" in lines[0]
+    assert "why=can't start new thread; look after the limit of tasks" in lines[0].replace("%3B", ";")
+    assert sum("RESTORED reading" in line for line in lines) == 1
+
+
+def no_thread(_: object) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 def test_the_end_does_not_wait_for_a_locked_database_and_says_so(
