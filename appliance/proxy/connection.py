@@ -368,8 +368,9 @@ class Connection(Relay):
             assert self._server
             self._look_for(self._server)
             return
+        heard = max(self._heard, self._connections.deadlines.resumed)
         if session and session.phase is Phase.TAKEN:
-            left = self._heard + config.timeout_session - self._loop.time()
+            left = heard + config.timeout_session - self._loop.time()
             if left > 0 and session.swallowing:  # few look for the answer before all of a message has left
                 self._arm(left)
                 return
@@ -377,7 +378,7 @@ class Connection(Relay):
             session.expire()
             return
         limit = config.timeout_direct if self._direct else config.timeout_idle
-        left = self._heard + limit - self._loop.time()
+        left = heard + limit - self._loop.time()
         if session and session.phase is Phase.ASKED:
             left = float(limit)  # the checks have timeouts of their own
         if left > 0:

@@ -8,6 +8,7 @@ import asyncio
 from typing import Final, Protocol
 
 GRAIN: Final = 0.1  # seconds; a deadline is noticed within two of these
+STILL: Final = 2.0  # seconds late, after which it was this process that stood still, or the machine
 
 
 class Timed(Protocol):
@@ -18,13 +19,18 @@ class Timed(Protocol):
 
 
 class Deadlines:
-    """Rings whoever's time has come. Nothing runs while nobody waits."""
+    """Rings whoever's time has come. Nothing runs while nobody waits.
+
+    `resumed` is when this process last went on after it had stood still: what it was sent meanwhile, it has
+    yet to hear, and peers may have stood still, too.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._due: dict[int, set[Timed]] = {}
         self._turned = 0  # the grain up to which everybody was rung
         self._turning = False
+        self.resumed = 0.0
 
     def set(self, who: Timed, seconds: float) -> int:
         """Ring in so many seconds; give the number by which `clear` finds it."""
@@ -53,7 +59,11 @@ class Deadlines:
             self._turning = False
             return
         self._loop.call_later(GRAIN, self._turn)
-        now = int(self._loop.time() / GRAIN)
+        time = self._loop.time()
+        now = int(time / GRAIN)
+        if time - max(self._turned * GRAIN, self.resumed) > STILL:
+            self.resumed = time
+            return
         for at in range(self._turned + 1, now + 1):
             while group := self._due.get(at):
                 group.pop().ring()

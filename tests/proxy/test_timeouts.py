@@ -1,11 +1,14 @@
 """5 and 6: peers that fall silent, and peers that send a byte now and then, at each point of a session."""
 
 import contextlib
+import os
 import re
+import signal
 import socketserver
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -205,6 +208,46 @@ def test_a_spam_scanner_that_does_not_come_to_an_end(inside: Inside, scanner: Pa
     assert inside.send("Subject: x\r\n").startswith("250 ")
     assert NOT_YET < time.monotonic() - begin < SOON
     inside.wait_log("SPAM:TIMEOUT")
+
+
+def stand_still(inside: Inside) -> None:
+    """Let the worker stand still for longer than its timeouts, as in a machine that is suspended."""
+    os.kill(inside.pid, signal.SIGSTOP)
+    Timer(3.5, os.kill, (inside.pid, signal.SIGCONT)).start()
+
+
+def test_an_answer_that_came_while_the_worker_stood_still_counts(inside: Inside) -> None:
+    def end(talk: Talk) -> bool:
+        stand_still(inside)
+        talk.say("250 2.0.0 taken")  # its client would send the message again
+        return True
+
+    inside.use(timeout_idle=1)
+    inside.server.hooks["end"] = end
+    assert inside.send("Subject: x\r\n") == "250 2.0.0 taken"
+
+
+def test_a_command_that_came_while_the_worker_stood_still_counts(inside: Inside) -> None:
+    inside.use(timeout_idle=1)
+    with inside.session() as client:
+        stand_still(inside)
+        assert client.ask("NOOP").startswith("250 ")
+        seconds, _ = end_after(client)
+        assert NOT_YET < seconds < SOON
+
+
+def test_a_verdict_that_came_while_the_worker_stood_still_counts(inside: Inside, tmp_path: Path) -> None:
+    class Scanner(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            stand_still(inside)
+            self.request.sendall(b"fd: OK\n")
+
+    server = serve(tmp_path / "scanner", Scanner)
+    inside.use(timeout_scanner=1, antivirus_type="clamd", antivirus_path=str(tmp_path / "scanner"))
+    assert inside.send("Subject: x\r\n").startswith("250 ")
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.option("timeout_idle", "msg_fixed_xclient_fail")

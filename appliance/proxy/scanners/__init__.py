@@ -15,8 +15,10 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import TracebackType
 
 from appliance.config import Config, SocketAddress
+from appliance.proxy.deadlines import STILL
 from appliance.proxy.spool import Spool
 
 CONCURRENT = 16  # scans of one scanner that one worker has under way
@@ -74,7 +76,7 @@ class Scanner(ABC):
             return Finding(State.FAILED, detail="too many messages wait for the scanner")
         self._waiting += 1
         try:
-            async with asyncio.timeout(self.timeout or None), self._turns:
+            async with _Within(self.timeout), self._turns:
                 return await self._scan(spool)
         except TimeoutError:
             return Finding(State.TIMEOUT, detail=f"no answer from {self.address} within {self.timeout:g} s")
@@ -103,6 +105,42 @@ class Scanner(ABC):
     @abstractmethod
     async def _ping(self) -> None:
         """Do the least that proves the scanner is there; raise whatever went wrong."""
+
+
+class _Within:
+    """Raise TimeoutError after so many seconds, 0 for never; they begin anew when this process stood still.
+
+    The answer may be there already, and the scanner may have stood still, too.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._timeout = asyncio.timeout(None)
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        self._begin()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        await self._timeout.__aexit__(kind, error, trace)
+
+    def _begin(self) -> None:
+        if self._seconds:
+            due = self._loop.time() + self._seconds
+            self._timer = self._loop.call_at(due, self._look, due)
+
+    def _look(self, due: float) -> None:
+        if self._loop.time() - due > STILL:
+            self._begin()
+        else:
+            self._timeout.reschedule(due)
 
 
 def _told(error: Exception) -> str:
