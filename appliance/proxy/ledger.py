@@ -21,6 +21,7 @@ from appliance.proxy.records import Records, RecordsError, row_of
 
 RECORDS: Final = 100_000  # that are kept in memory; of more clients the latest
 WRITE_EVERY: Final = 0.5  # seconds
+_WAITING: Final = 4096  # questions to the database since it last answered one; more fail at once
 _READ_WITHIN: Final = 5.0  # seconds, or the record counts as unusable
 _CLOSE_WITHIN: Final = 3.0  # seconds for the last writing
 _BATCH: Final = 1000  # records written, or deleted, in one transaction, and looked at for being over
@@ -39,6 +40,7 @@ class Ledger:
         self._recent: OrderedDict[str, Record] = OrderedDict()
         self._dirty: dict[str, Record] = {}
         self._disk = ThreadPoolExecutor(1, "ratelimit")
+        self._unanswered = 0
         self._writer: asyncio.Task[None] | None = None
         self._purged = 0.0
         self._broken: set[str] = set()
@@ -135,11 +137,21 @@ class Ledger:
         return asyncio.wrap_future(self._submit(call, *arguments))
 
     def _submit(self, call: Callable[..., T], *arguments: object) -> Future[T]:
+        if self._unanswered >= _WAITING:
+            raise RecordsError("too many questions wait for the disk; look after it")
         try:
-            return self._disk.submit(call, *arguments)
+            asked = self._disk.submit(call, *arguments)
         except RuntimeError as error:  # there can be no more threads, and what waits for one goes
             self._disk = ThreadPoolExecutor(1, "ratelimit")
             raise RecordsError(f"{error}; look after the limit of tasks (TasksMax=)") from None
+        self._unanswered += 1
+        asked.add_done_callback(self._answered)
+        return asked
+
+    def _answered(self, asked: Future[T]) -> None:
+        """Go by what the thread has done: what was given up stays in its queue until it comes there."""
+        if not asked.cancelled():
+            self._unanswered = 0
 
     def _keep(self, record: Record) -> None:
         """Keep a record as the latest one, at the cost of the one seen the longest time ago."""

@@ -228,6 +228,34 @@ def test_a_limit_of_threads_is_told_as_a_database_that_fails(
     assert sum("RESTORED reading" in line for line in lines) == 1
 
 
+def test_a_disk_that_hangs_keeps_only_so_many_waiting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_WAITING", 5)
+    hangs = threading.Event()
+
+    def get(_records: Records, _client: str) -> None:
+        hangs.wait(10)
+
+    async def scene() -> None:
+        await bench.fetch()
+        with monkeypatch.context() as hanging:
+            hanging.setattr(Records, "get", get)
+            hanging.setattr(module, "_READ_WITHIN", 0.05)
+            for number in range(20):
+                with pytest.raises(RecordsError):
+                    await bench.fetch(f"client {number}")
+            assert bench.ledger._disk._work_queue.qsize() <= 5
+            with pytest.raises(RecordsError, match="too many questions wait for the disk"):
+                await bench.fetch("one more")
+            hangs.set()
+            await until(bench.ledger._disk._work_queue.empty)
+        assert (await bench.fetch("after it")).stored
+
+    run(bench, scene)
+    assert sum("RESTORED reading" in line for line in logged(capfd)) == 1
+
+
 def no_thread(_: object) -> None:
     raise RuntimeError("can't start new thread")
 
