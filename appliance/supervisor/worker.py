@@ -47,14 +47,20 @@ def rows(answer: object) -> Rows | None:
 class Worker:
     """A worker process, started as soon as this is made.
 
-    `on_ready` is called when it serves. `why` says in the end what became of it; empty when it did as it was
-    told.
+    `on_ready` is called when it serves, `on_stuck` when it was killed and does not end, as one that waits for
+    a disk. `why` says in the end what became of it; empty when it did as it was told.
     """
 
     def __init__(
-        self, index: int, listener: socket.socket, scoreboard: int, on_ready: Callable[[], None]
+        self,
+        index: int,
+        listener: socket.socket,
+        scoreboard: int,
+        on_ready: Callable[[], None],
+        on_stuck: Callable[[], None],
     ) -> None:
         self._on_ready = on_ready
+        self._on_stuck = on_stuck
         self._ready_since: float | None = None
         self.why = ""
         self.misbehaved = False  # it had to be killed
@@ -157,6 +163,8 @@ class Worker:
         self.misbehaved = True
         self.why = self.why or why
         self.kill()
+        if self._writer:
+            self._writer.transport.abort()  # one that does not end would not close its side either
 
     async def _end(self) -> None:
         try:
@@ -164,6 +172,13 @@ class Worker:
                 code = await process.ended(self._process)
         except TimeoutError:
             self._accuse("it left without ending")
-            code = await process.ended(self._process)
+            code = await self._killed()
         if not self.why and (code or not self._told_to_end):
             self.why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+
+    async def _killed(self) -> int:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(child.GONE_WITHIN):
+                return await process.ended(self._process)
+        self._on_stuck()
+        return await process.ended(self._process)

@@ -117,15 +117,21 @@ class Workers:
         self, index: int, listener: socket.socket, started: asyncio.Future[str]
     ) -> tuple[str, float]:
         """See one worker through its life; give why it ended unasked, and the seconds that it served."""
+
+        def stuck() -> None:
+            why = f"{worker.why}; killed, it does not end: look after the disk that it waits for"
+            self._log.crit("WORKER:STUCK", worker=index, pid=worker.pid, why=why)
+            del self._current[index]  # nobody need ask it, nor count it
+
         try:
-            worker = Worker(index, listener, self._board.fd, lambda: _settle(started, ""))
+            worker = Worker(index, listener, self._board.fd, lambda: _settle(started, ""), stuck)
         except (OSError, subprocess.SubprocessError) as error:  # no memory, too many processes
             self._log.crit("WORKER:CRASHED", worker=index, why=error)
             return str(error), 0.0
         self._current[index] = worker
         worker.tell("start", config=self._text, stderr=self._stderr)
         await worker.attend()
-        del self._current[index]
+        self._current.pop(index, None)
         self._board.forget_sessions(index)
         if worker.why and started.done():
             self.crashed += 1

@@ -4,26 +4,32 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from appliance.proxy.scoreboard import Scoreboard
-from appliance.supervisor import worker
+from appliance.supervisor import child, worker
 from appliance.supervisor.worker import Worker
 from tests.ports import free_port
+
+
+def begun(directory: Path, on_ready: Callable[[], None], on_stuck: Callable[[], None]) -> Worker:
+    with socket.create_server(("127.0.0.1", free_port())) as listener:
+        made = Worker(0, listener, Scoreboard.create(1).fd, on_ready, on_stuck)
+    config = f"mode fixed\nfixed_server 127.0.0.1\nspool_path {directory}\nlock_path {directory}\n"
+    made.tell("start", config=config, stderr=False)
+    return made
 
 
 @pytest.mark.parametrize("hangs", [False, True])
 def test_one_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, hangs: bool) -> None:
     monkeypatch.setattr(worker, "_PULSE", 0.5)
-    config = f"mode fixed\nfixed_server 127.0.0.1\nspool_path {tmp_path}\nlock_path {tmp_path}\n"
 
     async def live() -> Worker:
         ready = asyncio.Event()
-        with socket.create_server(("127.0.0.1", free_port())) as listener:
-            made = Worker(0, listener, Scoreboard.create(1).fd, ready.set)
-        made.tell("start", config=config, stderr=False)
+        made = begun(tmp_path, ready.set, pytest.fail)
         attending = asyncio.create_task(made.attend())
         await asyncio.wait_for(ready.wait(), 10)
         if hangs:
@@ -38,6 +44,27 @@ def test_one_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ended = asyncio.run(live())
     assert ended.misbehaved == hangs
     assert ended.why == ("it did not answer for 3 s" if hangs else "")
+
+
+def test_one_that_does_not_end_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that waits for a disk cannot even be killed, and its clients wait in vain."""
+    monkeypatch.setattr(worker, "_PULSE", 0.2)
+    monkeypatch.setattr(child, "GONE_WITHIN", 0.2)
+    monkeypatch.setattr(Worker, "kill", lambda _: None)
+
+    async def live() -> str:
+        ready, stuck = asyncio.Event(), asyncio.Event()
+        made = begun(tmp_path, ready.set, stuck.set)
+        attending = asyncio.create_task(made.attend())
+        await asyncio.wait_for(ready.wait(), 10)
+        os.kill(made.pid, signal.SIGSTOP)
+        await asyncio.wait_for(stuck.wait(), 10)
+        why = made.why
+        os.kill(made.pid, signal.SIGKILL)
+        await asyncio.wait_for(attending, 10)
+        return why
+
+    assert asyncio.run(live()) == "it did not answer for 1 s"
 
 
 @pytest.mark.parametrize("size", [0, 1 << 20])
