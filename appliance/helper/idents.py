@@ -116,7 +116,7 @@ class Command(Addresses):
                 return await run(self._threads, self._run, connection, deadline)
         except (subprocess.TimeoutExpired, TimeoutError):
             why = f"no name within {COMMAND_TIME:g} s"
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # the last: there can be no more threads
             why = str(error)
         self._log.warning("IDENT:FAILED", client=connection.source, command=self._program, why=why)
         return await super().name(connection)

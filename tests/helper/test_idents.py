@@ -168,6 +168,19 @@ def test_programs_that_cannot_be_killed_are_not_waited_for(
     gone.set()
 
 
+def test_a_limit_of_threads_leaves_the_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """TasksMax= of the unit is soon reached by programs that start others: the mail goes on all the same."""
+
+    def no_thread(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    assert name(command(tmp_path, "echo anna", capfd)) == "10.77.1.5"
+    assert "can't start new thread" in capfd.readouterr().err
+
+
 def test_all_take_their_turn(tmp_path: Path) -> None:
     asked = command(tmp_path, "echo anna")
 
