@@ -10,13 +10,15 @@ import contextlib
 import json
 import socket
 import subprocess
+import time
 
 from appliance import process
 from appliance.config import Config
 from appliance.log import Log
 from appliance.supervisor import child
 
-_PAUSE = 1.0  # seconds before another start
+_PAUSE = 1.0  # seconds before another start, twice as many after each that ended soon
+_LONGEST_PAUSE = 30.0
 
 
 class Mirroring:
@@ -53,11 +55,15 @@ class Mirroring:
             why = "CAP_NET_ADMIN is missing: only the gateway itself turns locked clients away"
             self._log.warning("LOCK:KERNEL", why=why)
             return
+        pause, begun = _PAUSE, time.monotonic()
         while (why := await self._live()) or self._renewed:
             if not self._renewed:
                 self._log.crit("LOCK:KERNEL", why=why)
-                await asyncio.sleep(_PAUSE)
-            self._renewed = False
+                if time.monotonic() - begun > _LONGEST_PAUSE:
+                    pause = _PAUSE
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            self._renewed, begun = False, time.monotonic()
 
     async def _live(self) -> str:
         """See one mirror through its life; give why it ended, empty when that was of its own will."""

@@ -159,6 +159,16 @@ def test_a_mirror_without_its_library_ends_for_good(
     assert (gateway.home / "log").read_text().count("LOCK:KERNEL") == 1
 
 
+def test_a_mirror_that_keeps_dying_does_not_keep_the_machine_busy(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (gateway.home / "nftables.py").write_text("import os\nos.kill(os.getpid(), 9)  # as for its memory\n")
+    monkeypatch.setenv("PYTHONPATH", str(gateway.home))
+    gateway.start()
+    time.sleep(9)  # begun after 0, 1, 3 and 7 s, or later on a busy machine
+    assert 2 <= (gateway.home / "log").read_text().count("LOCK:KERNEL why=the mirror ended") <= 4
+
+
 def still_talks(client: socket.socket) -> bool:
     with contextlib.suppress(OSError):
         return talks(client)
