@@ -207,12 +207,14 @@ class Session(ClientSide):
         elif last:
             self._effects.drop_message()
 
-    def _chunk_reply(self, code: bytes, line: bytes, first: bool, _last: bool, _subject: bytes) -> None:
+    def _chunk_reply(self, code: bytes, line: bytes, first: bool, last: bool, _subject: bytes) -> None:
         if first and code[0] == 0x32:
             self._unfinished = self._chunk_taken = True
         elif first:
             self._chunk_failed()
         self._to_client(line)
+        if last and self.phase is Phase.COMMAND:  # the client's last chunk may have been swallowed meanwhile
+            self._leave_failed_message()
 
     def _last_chunk_reply(self, code: bytes, line: bytes, first: bool, last: bool, _subject: bytes) -> None:
         if code[0] != 0x32:

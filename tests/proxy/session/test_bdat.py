@@ -208,6 +208,18 @@ BDAT = [
         server=["BDAT 1", b"x", "RSET", "MAIL FROM:<a>"],
     ),
     case(
+        "4.3 the last of the refused chunks does while the answer to one before is missing",
+        C("BDAT 1", b"x", "BDAT 1", b"y"),
+        S("552 full"),
+        C("BDAT 1 LAST", b"z"),
+        S("552 full too"),
+        S("250 forgotten"),
+        C("MAIL FROM:<a>"),
+        S("250 ok"),
+        client=["552 full", "552 full too", "503 5.5.1 wrong order", "250 ok"],
+        server=["BDAT 1", b"x", "BDAT 1", b"y", "RSET", "MAIL FROM:<a>"],
+    ),
+    case(
         "4.3 a last chunk of nothing behind one that is refused later does",
         C("BDAT 1", b"x", "BDAT 0 LAST", "MAIL FROM:<a>"),
         S("552 full"),
