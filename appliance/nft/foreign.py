@@ -19,6 +19,16 @@ from appliance.nft.ruleset import MARKED, versions
 
 _STEALS = ("redirect", "dnat", "tproxy", "queue", "fwd", "dup")
 _STOPS = ("drop", "reject")
+# What iptables leads elsewhere or stops, by the names of its targets, which are all that nft tells of them.
+_TARGETS = {
+    "CT": "notrack",  # or a zone, which is as bad
+    "DNAT": "dnat",
+    "NETMAP": "dnat",
+    "NFQUEUE": "queue",
+    "REDIRECT": "redirect",
+    "REJECT": "reject",
+    "TPROXY": "tproxy",
+}
 _UNCONDITIONAL = {"accept", "counter", "drop", "goto", "jump", "log", "reject", "vmap"}
 _FAMILIES = {"ip", "ip6", FAMILY}
 _DEEPEST = 16  # the kernel's own bound for jumps
@@ -138,15 +148,16 @@ class _Others:
         """
         for rule, words, _ in self._matching(chain, depth):
             port = named or any(each.get("match", {}).get("left") == _PORT for each in words)
+            judged = set() if any("xt" in each for each in words) else steals
             for each in words:
                 kind = next(iter(each))
                 if kind == "mangle" and each[kind]["key"] != _MARK:
                     continue
-                if kind in steals or (kind in _STOPS and port):
+                if kind in judged or (kind in _STOPS and port):
                     yield kind, rule
                 for verdict, _ in self._verdicts(chain, each):
                     for target in _targets(verdict):
-                        yield from self._follow((*chain[:2], target), steals, named=port, depth=depth + 1)
+                        yield from self._follow((*chain[:2], target), judged, named=port, depth=depth + 1)
 
     def _fate(self, chain: Place, depth: int) -> str:
         """Tell what becomes of our connections in a chain: accept, drop, or nothing for sure."""
@@ -167,7 +178,7 @@ class _Others:
     def _matching(self, chain: Place, depth: int) -> Iterator[tuple[Json, list[Json], bool]]:
         """Give the rules of a chain that may match our connections, with their words, and whether they do."""
         for rule in self._rules.get(chain, []) if depth < _DEEPEST else ():
-            words = [each for each in rule["expr"] if isinstance(each, dict) and each]
+            words = [*_words(rule)]
             found = [self._matches(chain, each) for each in words]
             if False not in found:
                 yield rule, words, all(found)
@@ -240,6 +251,17 @@ class _Others:
                 case _:
                     return None
         return ranges
+
+
+def _words(rule: Json) -> Iterator[Json]:
+    """Give the conditions and statements of a rule, those of iptables that are known by nft's names."""
+    for each in rule["expr"]:
+        if isinstance(each, dict) and each:
+            extension = each.get("xt") or {}
+            if extension.get("type") == "target" and extension["name"] in _TARGETS:
+                yield {_TARGETS[extension["name"]]: extension}
+            elif extension.get("name") != "comment":
+                yield each
 
 
 def _is_for_the_known(words: list[Json]) -> bool:

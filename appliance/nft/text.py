@@ -157,6 +157,7 @@ _STATEMENTS: dict[str, Any] = {
     "goto": lambda detail: f"goto {detail['target']}",
     "jump": lambda detail: f"jump {detail['target']}",
     "reject": lambda detail: f"reject with {detail['type']}" if detail else "reject",
+    "xt": lambda detail: f"xt {detail['type']} {detail['name']}",
 }
 _VALUES: dict[str, Any] = {
     "payload": lambda detail: f"{detail['protocol']} {detail['field']}",

@@ -16,8 +16,8 @@ GATEWAY = match(field("tcp", "dport"), 9199)
 RETURN: Json = {"return": None}
 
 
-def extension(name: str) -> Json:
-    return {"xt": {"type": "match", "name": name}}
+def extension(name: str, kind: str = "match") -> Json:
+    return {"xt": {"type": kind, "name": name}}
 
 
 KNOWN = [extension("conntrack"), COUNTED, ACCEPT]  # --ctstate RELATED,ESTABLISHED
@@ -26,12 +26,18 @@ NOT_LOCAL = [[extension("addrtype"), COUNTED, RETURN], [COUNTED, DROP]]  # as uf
 
 def stopped(configuration: str, rules: list[list[Json]], more: list[list[Json]] | None = None) -> bool:
     """Tell whether a chain that drops the rest is said to stop mail; it may go to `more`."""
-    place: dict[str, Any] = {"family": "ip", "table": "filter"}
     hook = {"type": "filter", "hook": "input", "prio": 0, "policy": "drop"}
-    listing: list[Json] = [{"chain": place | {"name": "INPUT"} | hook}, {"chain": place | {"name": "more"}}]
-    for chain, its in (("INPUT", rules), ("more", more or [])):
+    return bool(takers(configuration, hook, rules, more))
+
+
+def takers(
+    configuration: str, hook: Json, rules: list[list[Json]], more: list[list[Json]] | None = None
+) -> list[foreign.Taker]:
+    place: dict[str, Any] = {"family": "ip", "table": "theirs"}
+    listing: list[Json] = [{"chain": place | {"name": "FIRST"} | hook}, {"chain": place | {"name": "more"}}]
+    for chain, its in (("FIRST", rules), ("more", more or [])):
         listing += [{"rule": place | {"chain": chain, "expr": expr}} for expr in its]
-    return bool(foreign.takers(listing, parse(configuration), frozenset()))
+    return foreign.takers(listing, parse(configuration), frozenset())
 
 
 @pytest.mark.parametrize("configuration", [TPROXY, NETFILTER])
@@ -57,3 +63,46 @@ def test_a_chain_that_is_perhaps_left_stops_nothing_for_sure() -> None:
     assert not stopped(NETFILTER, [KNOWN, jump, [GATEWAY, COUNTED, ACCEPT]], NOT_LOCAL)
     assert stopped(NETFILTER, [KNOWN, jump, SSH], NOT_LOCAL)
     assert stopped(NETFILTER, [KNOWN, [COUNTED, goto("more")], [GATEWAY, COUNTED, ACCEPT]], NOT_LOCAL[1:])
+
+
+COMMENT = extension("comment")
+MAIL = match(field("tcp", "dport"), 25)
+
+
+@pytest.mark.parametrize("configuration", [TPROXY, NETFILTER])
+def test_what_iptables_rejects_is_rejected(configuration: str) -> None:
+    """The rule that most of its firewalls end with, under the policy accept."""
+    hook = {"type": "filter", "hook": "input", "prio": 0, "policy": "accept"}
+    end = [COMMENT, COUNTED, extension("REJECT", "target")]
+    assert takers(configuration, hook, [LOOPBACK, [COMMENT, *KNOWN], SSH, end])
+    assert not takers(configuration, hook, [LOOPBACK, [COMMENT, *KNOWN], SSH])
+    assert not takers(configuration, hook, [LOOPBACK, KNOWN, [extension("addrtype"), *end]])
+
+
+@pytest.mark.parametrize(
+    ("configuration", "target"),
+    [
+        *((each, name) for each in (TPROXY, NETFILTER) for name in ("REDIRECT", "DNAT", "TPROXY", "NFQUEUE")),
+        (NETFILTER, "CT"),  # --notrack
+    ],
+)
+def test_what_iptables_leads_elsewhere_is_taken(configuration: str, target: str) -> None:
+    """As the rules of another proxy, or of smtp-gated, do that were left."""
+    hook = {"type": "nat", "hook": "prerouting", "prio": -100, "policy": "accept"}
+    away = extension(target, "target")
+    (taker,) = takers(configuration, hook, [[MAIL, COMMENT, COUNTED, away]])
+    assert taker.steals
+    assert str(taker).endswith(f"xt match comment counter xt target {target}")
+    wan = match(meta("iifname"), "wan")
+    jump = [COUNTED, {"jump": {"target": "more"}}]
+    assert takers(configuration, hook, [jump], [[MAIL, COUNTED, away]])
+    assert not takers(configuration, hook, [[wan, MAIL, COUNTED, away], [wan, *jump]], [[MAIL, away]])
+    # As Docker has it, for what is addressed to the router (addrtype --dst-type LOCAL).
+    docker = [extension("addrtype"), *jump]
+    assert not takers(configuration, hook, [docker], [[MAIL, COUNTED, away]])
+
+
+def test_what_iptables_does_besides_takes_nothing() -> None:
+    hook = {"type": "filter", "hook": "prerouting", "prio": -150, "policy": "accept"}
+    for name in ("CT", "LOG", "MARK", "TCPMSS"):
+        assert not takers(TPROXY, hook, [[MAIL, COUNTED, extension(name, "target")]])
