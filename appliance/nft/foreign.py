@@ -124,7 +124,7 @@ class _Others:
         """Give what leads connections elsewhere when it is done in a chain."""
         found = set(_STEALS)
         if "netfilter" in self._config.mode:
-            found.add("notrack")
+            found |= {"notrack", "zone"}
         if "tproxy" in self._config.mode and about["hook"] == "prerouting" and about["prio"] > MARKED:
             found.add("mangle")
         return found
@@ -150,9 +150,7 @@ class _Others:
             port = named or any(each.get("match", {}).get("left") == _PORT for each in words)
             judged = set() if any("xt" in each for each in words) else steals
             for each in words:
-                kind = next(iter(each))
-                if kind == "mangle" and each[kind]["key"] != _MARK:
-                    continue
+                kind = _kind(each)
                 if kind in judged or (kind in _STOPS and port):
                     yield kind, rule
                 for verdict, _ in self._verdicts(chain, each):
@@ -262,6 +260,18 @@ def _words(rule: Json) -> Iterator[Json]:
                 yield {_TARGETS[extension["name"]]: extension}
             elif extension.get("name") != "comment":
                 yield each
+
+
+def _kind(statement: Json) -> str:
+    """Name what a statement does; of what can be set only marks and zones have a name."""
+    kind = next(iter(statement))
+    if kind != "mangle":
+        return kind
+    key = statement["mangle"]["key"]
+    if key == _MARK:
+        return kind
+    zone = key.get("ct", {})  # of the original direction alone it hides no destination from the gateway
+    return "zone" if zone.get("key") == "zone" and zone.get("dir") != "original" else ""
 
 
 def _is_for_the_known(words: list[Json]) -> bool:

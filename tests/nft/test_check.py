@@ -72,6 +72,11 @@ def drift(tmp_path: Path, configuration: str, *commands: str) -> list[str]:
             "add rule ip raw pre tcp dport 1-1023 notrack'",
             "mail is taken by table ip raw chain pre .*notrack",
         ),
+        (
+            "nft 'add table ip raw; add chain ip raw pre { type filter hook prerouting priority raw; }; "
+            "add rule ip raw pre iifname lan ct zone set 5; add rule ip raw pre ct original zone set 6'",
+            "mail is taken by table ip raw chain pre .*zone set 5",
+        ),
     ],
 )
 def test_check_finds(tmp_path: Path, command: str, said: str) -> None:
