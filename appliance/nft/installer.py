@@ -111,7 +111,7 @@ class Installer:
         present, wanted = Table.find(listing), Table.find(self._as_kernel_tells())
         found = [*self._refusals(listing)]
         found += _table_drift(present, wanted)
-        there, needed = routes.present(), routes.wanted(self._config)
+        there, needed = routes.present(), routes.wanted(self._config, staying=True)
         found += [f"missing: {entry}" for entry in needed if entry not in there]
         found += [f"left over: {entry}" for entry in there if entry not in needed]
         found += [f"asked before ours: {rule}" for rule in routes.before_ours() if needed]

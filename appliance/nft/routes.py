@@ -19,7 +19,7 @@ from appliance.nft.names import PROTOCOL
 from appliance.nft.ruleset import versions
 
 # Before whatever rules an administrator has, for those would lead a marked packet away.
-FIRST = 10
+_FIRST = 10
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _EVERYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
 _TO_TABLE, _GOTO, _NOTHING = 1, 2, 3  # what a rule does
@@ -51,8 +51,8 @@ class Entry:
         return f"{family} rule: {self.priority}: from all {selector}{does} proto {PROTOCOL}"
 
 
-def wanted(config: Config) -> list[Entry]:
-    """Give what a configuration needs.
+def wanted(config: Config, *, staying: bool = False) -> list[Entry]:
+    """Give what a configuration needs, beside the rules of others; `staying`: where ours are already.
 
     What the router itself sends passes over the rule that matters: with the sysctl tcp_fwmark_accept its
     answers bear the mark and would never leave, and with src_valid_mark the kernel asks the rules where a
@@ -60,17 +60,32 @@ def wanted(config: Config) -> list[Entry]:
     """
     if "tproxy" not in config.mode:
         return []
-    mark, table = config.fwmark, config.route_table
+    mark, table, first = config.fwmark, config.route_table, _first(staying=staying)
     return sorted(
         entry
         for version in versions(config)
         for entry in (
             Entry(version, 0, table=table),
-            Entry(version, FIRST, mark, from_router=True, target=FIRST + 2),
-            Entry(version, FIRST + 1, mark, table=table),
-            Entry(version, FIRST + 2),
+            Entry(version, first, mark, from_router=True, target=first + 2),
+            Entry(version, first + 1, mark, table=table),
+            Entry(version, first + 2),
         )
     )
+
+
+def _first(*, staying: bool) -> int:
+    """Give the priority where ours begin: before all others; below 4 there is no room left.
+
+    A rule that is added without a priority gets the one before the first that there is, which is ours: so do
+    ip(8) and wg-quick. `staying`: where they are, be that before all others or not.
+    """
+    if staying and (found := [entry.priority for entry in present() if entry.priority]):
+        return min(found)
+    with IPRoute() as netlink:
+        rules = [rule for version in _FAMILIES for rule in _rules(netlink, version)]
+    others = [rule.get_attr("FRA_PRIORITY") for rule in rules if not _is_ours(rule)]
+    lowest = min(filter(None, others), default=_FIRST + 3)
+    return min(_FIRST, lowest - 3) if lowest > 3 else _FIRST
 
 
 def conflicts(config: Config) -> Iterator[str]:
@@ -113,7 +128,7 @@ def before_ours() -> Iterator[str]:
         for version in _FAMILIES:
             for rule in _rules(netlink, version):  # in the order in which they are asked
                 priority, ours = rule.get_attr("FRA_PRIORITY") or 0, _is_ours(rule)
-                if priority > FIRST + 1 or (ours and rule["action"] == _TO_TABLE):
+                if priority > _FIRST + 1 or (ours and rule["action"] == _TO_TABLE):
                     break
                 if priority and not ours:
                     yield f"ip -{version} rule {priority}"

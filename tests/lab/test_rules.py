@@ -354,21 +354,23 @@ def test_marks_that_others_set_do_not_lead_mail_away(
         network.router.run(["nft", "delete", "table", "inet", "providers"])
 
 
-def test_other_routing_rules_do_not_lead_the_marked_away(scene: Scene) -> None:
-    """As a router with two providers has them."""
+@pytest.mark.parametrize("priority", ["pref 100", ""])
+def test_other_routing_rules_do_not_lead_the_marked_away(scene: Scene, priority: str) -> None:
+    """As a router with two providers has them; without a priority the kernel puts them before ours."""
     scene.install(TPROXY)
 
     def run(words: str) -> None:
         scene.network.router.run(words.split())
 
-    run("ip rule add pref 100 from 10.77.1.0/24 lookup 50")
+    run(f"ip rule add {priority} from 10.77.1.0/24 lookup 50")
     run("ip route add default via 198.51.100.25 table 50")
     try:
+        scene.install(TPROXY)
         assert scene.reach(CLIENT4, SERVER4) == GATEWAY
         config = "mode tproxy\nbind_address ::\nlan_interfaces lan\n"
         assert (
             inside(scene.network.router.namespace, router.installer(scene.network.router, config).check) == []
         )
     finally:
-        run("ip rule del pref 100")
+        run("ip rule del from 10.77.1.0/24 lookup 50")
         run("ip route flush table 50")

@@ -107,10 +107,50 @@ def test_a_dormant_table_is_woken(tmp_path: Path) -> None:
 def test_a_rule_of_the_same_priority_is_asked_first_if_it_was_there_first(tmp_path: Path) -> None:
     def work() -> None:
         installer = Installer(parse(TPROXY), directory=tmp_path)
-        run("ip", "rule", "add", "pref", "11", "iif", "lan", "lookup", "55")
         installer.up()
         run("ip", "-6", "rule", "add", "pref", "11", "iif", "lan", "lookup", "55")  # behind ours
+        assert installer.check() == []
+        run("ip", "rule", "del", "pref", "11")
+        run("ip", "rule", "add", "pref", "11", "iif", "lan", "lookup", "55")
+        run("ip", "rule", "add", "pref", "11", "fwmark", "1", "lookup", "100", "proto", "147")
         assert installer.check() == ["asked before ours: ip -4 rule 11"]
+        installer.up()
+        assert installer.check() == []
+
+    as_router(work)
+
+
+def test_rules_that_others_add_without_a_priority_come_before_ours_until_up_goes_before_them(
+    tmp_path: Path,
+) -> None:
+    """As wg-quick does; the kernel gives them the priority before the first there is."""
+
+    def at(number: int) -> list[str]:
+        places = (
+            f"\n{number}:\tfrom all fwmark 0x1 iif lo goto {number + 2}",
+            f"\n{number + 1}:\tfrom all fwmark",
+        )
+        return [place for place in places if place in run("ip", "rule")]
+
+    def work() -> None:
+        installer = Installer(parse(TPROXY), directory=tmp_path)
+        installer.up()
+        assert len(at(10)) == 2
+        theirs = ("not fwmark 51820 lookup 51", "lookup main suppress_prefixlength 0")
+        for rule in theirs:
+            run("ip", "rule", "add", *rule.split())
+        before = ["asked before ours: ip -4 rule 8", "asked before ours: ip -4 rule 9"]
+        assert installer.check() == before
+        assert not installer.up().empty
+        assert installer.up().empty
+        assert (len(at(5)), at(10), installer.check()) == (2, [], [])
+        for rule in theirs:
+            run("ip", "rule", "del", *rule.split())
+        assert installer.check() == []  # no harm is done there
+        installer.up()
+        assert (at(5), len(at(10)), installer.check()) == ([], 2, [])
+        installer.down()
+        assert "147" not in run("ip", "rule")
 
     as_router(work)
 
