@@ -12,7 +12,7 @@ from typing import Final
 
 from appliance.config import Address
 from appliance_bsd.kernel import Device, pack, read_write
-from appliance_bsd.pf_layout import INET, System, TableAddress, TableRequest
+from appliance_bsd.pf_layout import INET, System, Table, TableAddress, TableRequest
 
 TABLE: Final = "smtp_locked"
 
@@ -21,7 +21,9 @@ _AT_ONCE = 65535  # elements of one request, as FreeBSD has it unless net.pf.req
 
 
 def open_table(system: System, name: str = TABLE) -> "PfTable":
-    """Open pf for writing, which takes root; raises ValueError."""
+    """Open pf for writing, which takes root; raises ValueError, for a name that pf cannot have, too."""
+    if not 0 < len(name.encode()) < Table.name.size:  # a NUL ends it
+        raise ValueError(f"--table {name}: a table of pf has a name of 1 to {Table.name.size - 1} bytes")
     return PfTable(Device("/dev/pf", os.O_RDWR), system, name)
 
 

@@ -151,3 +151,7 @@ def test_the_program_says_what_it_lacks(
     monkeypatch.setattr(sys, "platform", "openbsd7")
     assert main([str(file)]) == 1
     assert capsys.readouterr().err.startswith("appliance-pf-mirror: /dev/pf: No such file or directory; ")
+    for name in ("", "x" * 32):
+        assert main([str(file), "--table", name]) == 1
+        told = capsys.readouterr().err
+        assert told == f"appliance-pf-mirror: --table {name}: a table of pf has a name of 1 to 31 bytes\n"
