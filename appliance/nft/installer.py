@@ -115,7 +115,7 @@ class Installer:
         found += [f"missing: {entry}" for entry in needed if entry not in there]
         found += [f"left over: {entry}" for entry in there if entry not in needed]
         found += [f"asked before ours: {rule}" for rule in routes.before_ours() if needed]
-        found += self._stopped(listing)
+        found += self._hindered(listing)
         return found + sysctls.drift(State(self._directory).read(), sysctls.found(self._config))
 
     def _plan(self, listing: list[Json], after: Table | None, wanted: list[Entry]) -> Plan:
@@ -197,9 +197,11 @@ class Installer:
             own = frozenset(str(address.get_attr("IFA_ADDRESS")) for address in netlink.get_addr())
         return foreign.takers(listing, self._config, own)
 
-    def _stopped(self, listing: list[Json]) -> list[str]:
+    def _hindered(self, listing: list[Json]) -> list[str]:
+        """Tell what the administrator has to change lest mail does not come to the gateway."""
         takers = self._takers(listing)
-        return [f"stops mail before it comes here: {taker}" for taker in takers if not taker.steals]
+        stopped = [f"stops mail before it comes here: {taker}" for taker in takers if not taker.steals]
+        return [*stopped, *sysctls.of_vrfs(self._config)]
 
     def _warnings(self, listing: list[Json]) -> Iterator[str]:
         config = self._config
@@ -209,7 +211,7 @@ class Installer:
             fate = "passes by uninspected" if config.on_failure == "open" else "is refused"
             yield f"bind_address {config.bind_address} takes no IPv{version}: such mail {fate}; use ::"
         yield from sysctls.warnings(sysctls.found(config))
-        yield from self._stopped(listing)
+        yield from self._hindered(listing)
         if self._blind:
             yield f"other tables are not looked at: {self._blind}"
         for path in _LEGACY:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from appliance.config import parse
-from appliance.nft import kernel
+from appliance.nft import kernel, sysctls
 from appliance.nft.installer import Installer, Refused
 from tests.nft.machine import BOTH, NETFILTER, TPROXY, as_router, run, traces
 
@@ -354,5 +354,45 @@ def test_somebody_elses_table_that_cannot_be_read_stops_nothing(tmp_path: Path) 
             assert installer.check() == []
             installer.down()
             assert "appliance" not in run("nft", "list", "tables")
+
+    as_router(work)
+
+
+UNNAMED = "lan_interfaces: lan is in the VRF vrf-lan, which has to be named, too"
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "accepts", "said"),
+    [
+        ("lan,vrf-lan", 1, []),
+        ("lan,vrf-lan,lan.5,vrf-both", 1, []),
+        ("lan9", 0, []),
+        ("lan", 1, [UNNAMED]),
+        ("lan", 0, [UNNAMED, "sysctl net.ipv4.tcp_l3mdev_accept is 0"]),
+        ("vrf-lan", 1, ["vrf-lan is a VRF; its interfaces where clients are have to be named, too"]),
+        ("lan,vrf-lan", 0, ["sysctl net.ipv4.tcp_l3mdev_accept is 0"]),
+    ],
+)
+def test_clients_in_a_vrf_need_two_names_and_a_sysctl(interfaces: str, accepts: int, said: list[str]) -> None:
+    masters = {"lan": "vrf-lan", "lan.5": "vrf-both", "wan": "vrf-both"}
+    told = [*sysctls.wrong_with_vrfs(interfaces.split(","), masters, str(accepts))]
+    assert len(told) == len(said)
+    assert all(words in line for words, line in zip(said, told, strict=True)), told
+
+
+def test_check_tells_of_a_vrf(tmp_path: Path) -> None:
+    def work() -> None:
+        made = subprocess.run(["ip", "link", "add", "vrf-lan", "type", "vrf", "table", "77"], check=False)
+        if made.returncode:
+            pytest.skip("this kernel has no VRFs")
+        run("ip", "link", "set", "lan", "master", "vrf-lan")
+        installer = Installer(parse(TPROXY), directory=tmp_path)
+        told = [UNNAMED, "lan_interfaces: clients are in a VRF, and sysctl net.ipv4.tcp_l3mdev_accept is 0"]
+        for lines in (installer.up().warnings, installer.check()):
+            assert [line.partition(";")[0] for line in lines] == told
+        run("sysctl", "-qw", "net.ipv4.tcp_l3mdev_accept=1")
+        installer = Installer(parse(TPROXY.replace("lan\n", "lan,vrf-lan\n")), directory=tmp_path)
+        installer.up()
+        assert installer.check() == []
 
     as_router(work)
