@@ -17,7 +17,7 @@ from appliance.nft.expression import Json, daddr, field, meta
 from appliance.nft.names import FAMILY, TABLE
 from appliance.nft.ruleset import MARKED, versions
 
-_STEALS = ("redirect", "dnat", "tproxy", "queue", "fwd", "dup")
+_STEALS = ("redirect", "dnat", "tproxy", "queue", "fwd")  # what is copied elsewhere (dup) still comes here
 _STOPS = ("drop", "reject")
 # What iptables leads elsewhere or stops, by the names of its targets, which are all that nft tells of them.
 _TARGETS = {

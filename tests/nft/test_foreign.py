@@ -106,3 +106,11 @@ def test_what_iptables_does_besides_takes_nothing() -> None:
     hook = {"type": "filter", "hook": "prerouting", "prio": -150, "policy": "accept"}
     for name in ("CT", "LOG", "MARK", "TCPMSS"):
         assert not takers(TPROXY, hook, [[MAIL, COUNTED, extension(name, "target")]])
+
+
+def test_what_is_copied_is_not_taken() -> None:
+    """As for another machine that looks at it, too."""
+    for hook in ("prerouting", "ingress"):
+        about = {"type": "filter", "hook": hook, "prio": -150, "policy": "accept", "dev": "lan"}
+        for copy in ({"dup": {"addr": "wan"}}, extension("TEE", "target")):
+            assert not takers(TPROXY, about, [[MAIL, copy]])
