@@ -125,7 +125,7 @@ class _Others:
         found = set(_STEALS)
         if "netfilter" in self._config.mode:
             found |= {"notrack", "zone"}
-        if "tproxy" in self._config.mode and about["hook"] == "prerouting" and about["prio"] > MARKED:
+        if "tproxy" in self._config.mode and about["hook"] == "prerouting" and about["prio"] >= MARKED:
             found.add("mangle")
         return found
 

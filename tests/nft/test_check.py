@@ -63,6 +63,11 @@ def drift(tmp_path: Path, configuration: str, *commands: str) -> list[str]:
             "stops mail before it comes here: table inet fire chain pre .*drop",
         ),
         (
+            "nft 'add table ip late; add chain ip late pre { type filter hook prerouting priority -101; }; "
+            "add rule ip late pre meta mark set 5'",
+            "mail is taken by table ip late chain pre .*mark set 5",
+        ),
+        (
             "nft 'add table ip late; add chain ip late pre { type filter hook prerouting priority -100; }; "
             "add rule ip late pre iifname lan meta mark set ct mark'",
             "mail is taken by table ip late chain pre .*meta mark set ct mark",
