@@ -30,7 +30,7 @@ _TARGETS = {
     "TPROXY": "tproxy",
 }
 _UNCONDITIONAL = {"accept", "counter", "drop", "goto", "jump", "log", "reject", "vmap"}
-_FAMILIES = {"ip", "ip6", FAMILY}
+_FAMILIES = {"ip", "ip6", FAMILY, "netdev"}
 _DEEPEST = 16  # the kernel's own bound for jumps
 _PORT = field("tcp", "dport")
 _DESTINATIONS = (daddr(4), daddr(6))
@@ -109,7 +109,7 @@ class _Others:
 
     def takers(self) -> Iterator[Taker]:
         for chain, about in self._chains.items():
-            if about.get("hook") in ("prerouting", "ingress"):
+            if about.get("hook") in ("prerouting", "ingress") and self._sees_clients(about):
                 self._way = self._begin
                 for verb, rule in self._follow(chain, self._steals(about), named=False, depth=0):
                     yield _taker(chain, about, verb, text.rule(rule))
@@ -120,9 +120,18 @@ class _Others:
                         words = f"drops what it does not accept, such as {what}"
                         yield _taker(chain, about, "drop", words)
 
+    def _sees_clients(self, about: Json) -> bool:
+        """Tell whether a chain is for interfaces of clients; older libraries do not tell for which it is."""
+        devices = about.get("dev", list(self._config.lan_interfaces))
+        return not set(devices if isinstance(devices, list) else [devices]).isdisjoint(
+            self._config.lan_interfaces
+        )
+
     def _steals(self, about: Json) -> set[str]:
         """Give what leads connections elsewhere when it is done in a chain."""
         found = set(_STEALS)
+        if about["hook"] == "ingress" and "dev" not in about:  # it may be another's, and up must not refuse
+            return set()
         if "netfilter" in self._config.mode:
             found |= {"notrack", "zone"}
         if "tproxy" in self._config.mode and about["hook"] == "prerouting" and about["prio"] >= MARKED:

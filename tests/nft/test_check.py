@@ -63,6 +63,12 @@ def drift(tmp_path: Path, configuration: str, *commands: str) -> list[str]:
             "stops mail before it comes here: table inet fire chain pre .*drop",
         ),
         (
+            "nft 'add table netdev fire; "
+            "add chain netdev fire in { type filter hook ingress device lan priority 0; }; "
+            "add rule netdev fire in tcp dport 25 drop'",
+            "stops mail before it comes here: table netdev fire chain in .ingress, priority 0.: .*drop",
+        ),
+        (
             "nft 'add table ip late; add chain ip late pre { type filter hook prerouting priority -101; }; "
             "add rule ip late pre meta mark set 5'",
             "mail is taken by table ip late chain pre .*mark set 5",

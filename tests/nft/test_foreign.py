@@ -33,7 +33,7 @@ def stopped(configuration: str, rules: list[list[Json]], more: list[list[Json]] 
 def takers(
     configuration: str, hook: Json, rules: list[list[Json]], more: list[list[Json]] | None = None
 ) -> list[foreign.Taker]:
-    place: dict[str, Any] = {"family": "ip", "table": "theirs"}
+    place: dict[str, Any] = {"family": hook.get("family", "ip"), "table": "theirs"}
     listing: list[Json] = [{"chain": place | {"name": "FIRST"} | hook}, {"chain": place | {"name": "more"}}]
     for chain, its in (("FIRST", rules), ("more", more or [])):
         listing += [{"rule": place | {"chain": chain, "expr": expr}} for expr in its]
@@ -106,6 +106,19 @@ def test_what_iptables_does_besides_takes_nothing() -> None:
     hook = {"type": "filter", "hook": "prerouting", "prio": -150, "policy": "accept"}
     for name in ("CT", "LOG", "MARK", "TCPMSS"):
         assert not takers(TPROXY, hook, [[MAIL, COUNTED, extension(name, "target")]])
+
+
+@pytest.mark.parametrize("configuration", [TPROXY, NETFILTER])
+@pytest.mark.parametrize("family", ["netdev", "inet"])
+def test_chains_of_interfaces_are_looked_at(configuration: str, family: str) -> None:
+    """Where the library tells which ones; else a rule that leads away might be another interface's."""
+    hook = {"family": family, "type": "filter", "hook": "ingress", "prio": 0, "policy": "accept"}
+    away: list[Json] = [{"fwd": {"dev": "wan"}}]
+    for devices, judged in (("lan", True), (["wan", "lan"], True), ("wan", False), (["wan"], False)):
+        assert bool(takers(configuration, hook | {"dev": devices}, [[MAIL, DROP]])) == judged
+        assert bool(takers(configuration, hook | {"dev": devices}, [away])) == judged
+    assert takers(configuration, hook, [[MAIL, DROP]])
+    assert not takers(configuration, hook, [away])
 
 
 def test_what_is_copied_is_not_taken() -> None:
