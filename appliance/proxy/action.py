@@ -140,8 +140,7 @@ class ActionScripts:
 
     async def _run(self, script: Path, event: Event, limits: Limits) -> None:
         environment = event.environment()
-        command = (
-            script,
+        arguments = (
             environment["FOUND"],
             environment["SOURCE_IP"],
             environment["IDENT"] or "-",
@@ -152,7 +151,7 @@ class ActionScripts:
             thread = ThreadPoolExecutor(1)  # its own: in a common one it might start when it counts as failed
             try:
                 starting = asyncio.get_running_loop().run_in_executor(
-                    thread, _start, command, environment, limits
+                    thread, _start, script, arguments, environment, limits
                 )
                 await self._watch(await starting, script, event)
             except (OSError, ValueError, RuntimeError) as error:  # the last: there can be no more threads
@@ -172,16 +171,16 @@ class ActionScripts:
 
 
 def _start(
-    command: Sequence[str | Path], environment: dict[str, str], limits: Limits
+    script: Path, arguments: Sequence[str], environment: Mapping[str, str], limits: Limits
 ) -> subprocess.Popen[bytes]:
     """Start the script; in a thread, because the process waits for the file to be read.
 
     Not by asyncio: uvloop lets its children inherit descriptors, among them the listener and the supervisor's
-    socket.
+    socket. What clients said is in UTF-8, whatever the locale: one such as pl_PL has not all letters.
     """
     process = subprocess.Popen(
-        command,
-        env=environment,
+        [script, *map(str.encode, arguments)],
+        env={name.encode(): value.encode() for name, value in environment.items()},
         cwd="/",
         stdin=_NULL,
         stdout=_NULL,

@@ -109,6 +109,25 @@ def test_the_limits_of_old_leave_room_for_scripts_of_every_kind(home: Path) -> N
         wait_until(lambda: (home / "told").exists() and (home / "told").read_text() == "EARLYTALK")
 
 
+@pytest.mark.option("action_script")
+def test_letters_that_the_locale_lacks_keep_no_script_from_running(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In UTF-8, and what is none as the letter that stands for it."""
+    for name, value in (("LC_ALL", "C"), ("PYTHONUTF8", "0"), ("PYTHONCOERCECLOCALE", "0")):
+        monkeypatch.setenv(name, value)
+    script = home / "script"
+    script.write_text(f'#!/bin/sh\nprintf %s "$HELO" >{home}/new\nmv {home}/new {home}/told\n')
+    script.chmod(0o755)
+    with scene(action_script=script, lock_duration=0, regex_reject_helo="bot") as gate:
+        client = gate.client()
+        assert client.reply().startswith("220 ")
+        client.send("EHLO żółw".encode() + b"\xff.bot\r\n")
+        assert client.reply().startswith("550 ")
+        wait_until(lambda: (home / "told").exists() or "ACTION:FAILED" in gate.log)
+        assert (home / "told").read_bytes() == "żółw\ufffd.bot".encode()
+
+
 def event(gate: Scene) -> None:
     """Do what starts the script."""
     gate.server.hooks["connect"] = lambda _talk: time.sleep(0.5)
