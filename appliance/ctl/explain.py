@@ -131,7 +131,9 @@ def _next(config: Config, client: known.Client, facts: dict[str, Any]) -> tuple[
             return "refused", f"ratelimit_connections: {why}; it hears: 554 {config.msg_rate_reject}"
     if client.ident and any(not lock["exempt"] for lock in facts["locks"] if lock["name"] == client.name):
         return "refused", f"a lock on this ident; it hears: 554 {config.msg_virus_locked}"
-    return "accepted", "nothing is against it; what it sends is inspected"
+    asked = config.dnsbl and "dnsbl" not in config.auth_skip
+    but = ", unless a list of dnsbl has it" if asked else ""
+    return "accepted", f"nothing is against it{but}; what it sends is inspected"
 
 
 def _without_gateway(config: Config, intercepted: bool, facts: dict[str, Any]) -> tuple[str, str]:

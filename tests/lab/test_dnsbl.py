@@ -13,6 +13,7 @@ from lab.process import wait_until
 from lab.servers import Postfix, Unbound
 from tests.lab.conftest import GatewayFactory
 from tests.lab.raw import RawClient
+from tests.lab.test_ctl import Ctl
 
 pytestmark = pytest.mark.lab
 ZONES = ("one.test", "two.test", "good.test")
@@ -66,6 +67,18 @@ def test_listed_clients_are_refused_and_no_others(
     assert greeting(network, postfix, PUBLIC_CLIENT6).startswith(b"220 ")
     assert running.wait_log(r"DNSBL:FOUND src=10\.77\.1\.5:\d+, ident=, found=one\.test \(127\.0\.0\.2\)")
     assert "0/0/0/2/0/0/0" in running.status()
+
+
+def test_nobody_is_foretold_what_a_list_may_refuse(
+    network: Network, postfix: Postfix, gateway: GatewayFactory, names: Unbound
+) -> None:
+    names.change(listed(CLIENT4, "one.test"))
+    ctl = Ctl(gateway(options(lan_interfaces="lan")))
+    assert greeting(network, postfix, CLIENT4).startswith(TEXT)
+    assert ", unless a list of dnsbl has it;" in ctl.outcome(CLIENT4)[1]
+    ctl.gateway.reload({"auth_skip": "dnsbl"})
+    assert greeting(network, postfix, CLIENT4).startswith(b"220 ")
+    assert ctl.outcome(CLIENT4)[1].startswith("nothing is against it;")
 
 
 @pytest.mark.option("dns_servers")
