@@ -25,6 +25,9 @@ PR_GET_NO_NEW_PRIVS: Final = 39
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
+SIGNALS: Final = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+"""What the daemon is told by signals; they are for the supervisor."""
+
 CAP_SETUID: Final = 7
 CAP_NET_ADMIN: Final = 12
 CAP_NET_RAW: Final = 13
@@ -60,6 +63,22 @@ def set_name(name: str) -> None:
     """Name this process as ps and top show it; the kernel keeps 15 bytes."""
     buffer = ctypes.create_string_buffer(name.encode())
     prctl(PR_SET_NAME, ctypes.addressof(buffer))
+
+
+def leave_signals_to_parent() -> None:
+    """Do nothing about SIGNALS, which pkill and `systemctl kill` send to all processes.
+
+    They are caught, not ignored, or what this process starts would ignore them, too.
+    """
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: None)
+
+
+def begin_as_child() -> None:
+    """Before exec: die with the parent, and ignore SIGNALS until they can be caught."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent()
 
 
 def die_with_parent() -> None:

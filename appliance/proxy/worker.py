@@ -226,6 +226,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, required=True)
     given = parser.parse_args()
     process.set_name(f"smtp-gated-w{given.index}")
+    process.leave_signals_to_parent()
     listener = _Listener(fileno=given.listener)
     control = socket.socket(fileno=given.control)
 

@@ -23,6 +23,6 @@ def start(
         stdin=subprocess.DEVNULL,
         pass_fds=[*descriptors.values()],
         start_new_session=True,  # ^C in the terminal is for the supervisor
-        preexec_fn=process.die_with_parent,  # safe: this process has no threads
+        preexec_fn=process.begin_as_child,  # safe: this process has no threads
         env=environment | {name: text for name, text in os.environ.items() if name not in _NOT_INHERITED},
     )

@@ -36,7 +36,6 @@ from appliance.supervisor.requests import Requests
 from appliance.supervisor.workers import Workers
 
 _AGAIN = 1.0  # seconds until a chore that met a defect is begun again
-_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 def run(config_path: Path, foreground: bool) -> int:
@@ -83,7 +82,7 @@ def _start(path: Path, config: Config, log: Log, ready: Callable[[], None] | Non
             print(f"smtp-gated: warning: {line}", file=sys.stderr)
     _allow_descriptors(checks.descriptors(config))
     # From here on smtp-gated -r finds this process: what it sends waits until there are handlers for it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, process.SIGNALS)
     pidfile = PidFile(config.pidfile)
     try:
         asyncio.run(Supervisor(path, config, log, stderr=stderr).run(ready or (lambda: None)))
@@ -172,7 +171,7 @@ class Supervisor:
             loop.add_signal_handler(number, self.end)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         loop.add_signal_handler(signal.SIGUSR1, self._status_wanted.set)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, process.SIGNALS)
 
     def end(self, *, for_good: bool = False) -> None:
         """Accept no more and end with the last session; told twice, end all sessions at once.

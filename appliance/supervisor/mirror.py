@@ -303,6 +303,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="appliance.supervisor.mirror", description=__doc__)
     parser.add_argument("--control", type=int, required=True)
     process.set_name("smtp-gated-lock")
+    process.leave_signals_to_parent()
     _run(_Orders(socket.socket(fileno=parser.parse_args().control)))
     return 0
 

@@ -15,6 +15,7 @@ from threading import Event
 
 import pytest
 
+from appliance import process
 from lab.network import Network
 from lab.process import processor_time
 from lab.samples import EICAR
@@ -126,6 +127,18 @@ def test_letters_that_the_locale_lacks_keep_no_script_from_running(
         assert client.reply().startswith("550 ")
         wait_until(lambda: (home / "told").exists() or "ACTION:FAILED" in gate.log)
         assert (home / "told").read_bytes() == "żółw\ufffd.bot".encode()
+
+
+@pytest.mark.option("action_script")
+def test_scripts_hear_the_signals_that_workers_do_not(home: Path) -> None:
+    script = home / "script"
+    script.write_text(f"#!/bin/sh\ngrep SigIgn /proc/$$/status >{home}/new\nmv {home}/new {home}/told\n")
+    script.chmod(0o755)
+    with scene(action_script=script, lock_duration=0) as gate:
+        event(gate)
+        wait_until((home / "told").exists)
+    ignored = int((home / "told").read_text().split()[1], 16)
+    assert [number.name for number in process.SIGNALS if ignored >> number - 1 & 1] == []
 
 
 def event(gate: Scene) -> None:

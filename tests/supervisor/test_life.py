@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance import process
 from tests.supervisor.program import (
     PROGRAM,
     Gateway,
@@ -229,6 +230,23 @@ def test_keys_in_the_terminal_do_not_reach_workers(gateway: Gateway) -> None:
     gateway.start()
     groups = {os.getpgid(pid) for pid in gateway.workers()}
     assert os.getpgid(gateway.pid() or 0) not in groups
+
+
+@pytest.mark.parametrize("number", process.SIGNALS)
+def test_signals_that_reach_all_processes_are_for_the_supervisor(
+    gateway: Gateway, number: signal.Signals
+) -> None:
+    """As pkill and `systemctl kill` send them."""
+    gateway.start()
+    client, workers = gateway.session(), gateway.workers()
+    pid = gateway.pid()
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        os.kill(int(child), number)
+    for _ in range(5):
+        time.sleep(0.1)
+        assert talks(client)
+    assert gateway.workers() == workers
+    assert "crit:" not in (gateway.home / "log").read_text()
 
 
 def test_workers_do_not_outlive_the_supervisor(gateway: Gateway) -> None:
