@@ -77,6 +77,7 @@ class Mirror:
     def configure(self, config: Config) -> None:
         """Mirror the directory that a configuration names, as it says."""
         self._path = config.lock_path
+        self._locking = bool(config.lock_on and config.lock_duration)  # else nobody makes the directory
         self._directory = LockDirectory.of(config, config.lock_path, os.geteuid())
         self._leave()
 
@@ -125,7 +126,8 @@ class Mirror:
             self._unseen = ""
         except FileNotFoundError as error:  # it has gone, and the locks with it; tried again at each tick
             if self._scan is None and (self._locks or not self._complete):
-                self._log.warning("LOCK:KERNEL", why=error)
+                if self._locking:
+                    self._log.warning("LOCK:KERNEL", why=f"{self._path}: {error.strerror}, and so no locks")
                 self._begin_scan([])
         except OSError as error:  # the locks that the kernel has stay; tried again, too
             if self._unseen != (why := f"{error}; locks stay as they are in the kernel"):

@@ -34,9 +34,13 @@ class Scene:
         self._capfd = capfd
         self._log = ""
         self.sets = inside(namespace.path, LockSets)
+        self.begin()
+
+    def begin(self, **options: object) -> None:
+        """Start a mirror."""
         log = Log("debug", "mail", stderr=True, target="stderr")
         self.mirror = Mirror(log, self.sets, [self.gate])
-        self.configure()
+        self.configure(**options)
 
     def configure(self, **options: object) -> None:
         values = {"lock_path": self.directory, "lock_duration": 600, **options}
@@ -312,7 +316,7 @@ def test_a_directory_that_is_removed_and_made_again(scene: Scene) -> None:
     assert scene.locked() == {OTHER}
     scene.directory.rename(scene.directory.parent / "aside")
     assert scene.locked() == set()
-    assert "No such file or directory" in scene.log
+    assert f"LOCK:KERNEL why={scene.directory}: No such file or directory" in scene.log
     scene.directory.mkdir()
     scene.lock(IP)
     assert scene.locked() == {IP}
@@ -322,6 +326,14 @@ def test_a_directory_that_is_removed_and_made_again(scene: Scene) -> None:
     assert scene.locked() == {OTHER}
     scene.lock(SIX)
     assert scene.locked() == {OTHER, SIX}
+
+
+@pytest.mark.option("lock_on", "lock_duration")
+@pytest.mark.parametrize("options", [{"lock_duration": 0}, {"lock_on": frozenset()}])
+def test_where_nobody_is_locked_no_directory_is_missed(scene: Scene, options: dict[str, object]) -> None:
+    scene.directory.rmdir()
+    scene.begin(**options)
+    assert scene.log == ""
 
 
 def test_events_that_overflow_are_made_up_for(scene: Scene) -> None:
