@@ -180,6 +180,13 @@ def test_spam_is_told_with_its_score(inside: Inside, script: Path) -> None:
     )
 
 
+def test_a_score_of_nothing_is_no_negative_one(inside: Inside) -> None:
+    """As spamd says it of most mail."""
+    inside.use(**SCAN)
+    assert inside.send("X-Spam: -0.0\r\n\r\ntext\r\n").startswith("250")
+    inside.wait_log("SPAM:CLEAN score=0, ")
+
+
 @pytest.mark.option("action_script")
 def test_of_sessions_caught_at_once_one_makes_the_lock_and_runs_the_script(
     inside: Inside, script: Path

@@ -56,7 +56,7 @@ class Scanner(scanners.Scanner):
         response = await Client(_Connection(self.address, spool)).request(request)
         if "Spam" not in response.headers:
             raise ScanError("spamd answered without a score")
-        score: float = response.headers["Spam"].score
+        score: float = response.headers["Spam"].score + 0.0  # most mail has the score -0.0
         if not math.isfinite(score):  # a comparison with nan would let everything pass
             raise ScanError(f"spamd answered with the score {score}")
         return Finding(State.FOUND if score >= self._threshold else State.CLEAN, score=score)
