@@ -12,6 +12,8 @@ from appliance.config.dnsbl import together
 from appliance.config.options import MODES, PACKAGES
 from appliance.config.regex import Regex
 
+_TLS_PORT = 465  # of submissions (RFC 8314), where servers do not speak first
+
 
 def errors(config: Config, modes: Collection[str] | None, *, complete: bool) -> Iterator[tuple[str, str]]:
     """Give the option and the complaint for everything that cannot work.
@@ -72,10 +74,7 @@ def warnings(config: Config) -> Iterator[tuple[str, str]]:
     idle = config.auth_skip - {"direct", "dnsbl"}  # without dnsbl clients are asked about when they connect
     if "direct" in config.auth_skip and idle:
         yield "auth_skip", f"direct stops all inspection; {', '.join(sorted(idle))} beside it: no effect"
-    if "fanout" in config.lock_on and config.xdp == "off":
-        yield "lock_on", "fanout is found by the gate alone, and xdp is off"
-    elif "fanout" in config.lock_on and not config.lan_interfaces:
-        yield "lock_on", "fanout is found on lan_interfaces alone, and none is set"
+    yield from _kernel(config)
     yield from _idle_quotas(config)
     at_most = together(entry for entry in config.dnsbl if entry.weight > 0)
     if config.dnsbl and at_most < config.dnsbl_threshold:
@@ -83,6 +82,17 @@ def warnings(config: Config) -> Iterator[tuple[str, str]]:
     if config.dnswl and not config.dnsbl:
         yield "dnswl", "dnsbl is not set, so there is nothing to spare its clients"
     yield from _other_meanings(config)
+
+
+def _kernel(config: Config) -> Iterator[tuple[str, str]]:
+    """What the kernel leads to the gateway, or counts for it."""
+    if "fanout" in config.lock_on and config.xdp == "off":
+        yield "lock_on", "fanout is found by the gate alone, and xdp is off"
+    elif "fanout" in config.lock_on and not config.lan_interfaces:
+        yield "lock_on", "fanout is found on lan_interfaces alone, and none is set"
+    if _TLS_PORT in config.intercept_ports:
+        why = "TLS from the first byte, so its clients are refused, and locked as early talkers; leave it out"
+        yield "intercept_ports", f"{_TLS_PORT} is {why}"
 
 
 def _idle_quotas(config: Config) -> Iterator[tuple[str, str]]:

@@ -65,7 +65,9 @@ class KernelOptions:
         "The interfaces that clients' connections arrive at.",
         example="lan0,wlan0",
     )
-    intercept_ports = Option(List(Port(), 64), (25,), "The ports whose connections are taken.")
+    intercept_ports = Option(
+        List(Port(), 64), (25,), "The ports whose connections are taken; never 465, which is TLS at once."
+    )
     trusted_clients = Option(
         Nets(16384),
         (),

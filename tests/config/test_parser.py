@@ -226,6 +226,8 @@ def test_of_two_lines_the_last_counts_with_a_warning() -> None:
         ("port 1\npid_hash_size 5", None),
         ("lock_on fanout\nxdp off", "<text>:1: option lock_on: fanout is found by the gate alone"),
         ("lock_on fanout", "<text>:1: option lock_on: fanout is found on lan_interfaces alone"),
+        ("intercept_ports 25,465", "<text>:1: option intercept_ports: 465 is TLS from the first byte"),
+        ("intercept_ports 25,587", None),
         ("dnsbl", None),
         ("antispam_type spamassassin\nspam_max_size 1", None),
     ],
