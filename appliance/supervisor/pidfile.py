@@ -72,7 +72,7 @@ class PidFile:
                     raise
                 raise StartError(
                     f"pidfile {self._path}: process {holder(self._path)} is running with it; "
-                    "end that one first (smtp-gated -K) or name another"
+                    "end it first, or name another: smtp-gated -K lets its sessions end, -K again ends them"
                 ) from None
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), self._path.lstat()):

@@ -249,6 +249,21 @@ def test_signals_that_reach_all_processes_are_for_the_supervisor(
     assert "crit:" not in (gateway.home / "log").read_text()
 
 
+def test_a_start_is_refused_until_the_last_session_has_ended(gateway: Gateway) -> None:
+    """As scripts of old do it: -K, and at once the next one."""
+    gateway.start()
+    client = gateway.session()
+    assert gateway.run("-K").returncode == 0
+    gateway.wait_log("waiting for the sessions to end")
+    refused = gateway.run()
+    assert refused.returncode == 1
+    assert "-K lets its sessions end, -K again ends them" in refused.stderr
+    assert talks(client)
+    assert gateway.run("-K").returncode == 0
+    wait_until(lambda: gateway.pid() is None)
+    assert gateway.run().returncode == 0
+
+
 def test_workers_do_not_outlive_the_supervisor(gateway: Gateway) -> None:
     gateway.start()
     workers = gateway.workers()
