@@ -8,6 +8,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 from typing import Final
@@ -57,6 +58,16 @@ def load_average() -> float:
     if _libc.sysinfo(information):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return float(information[1]) / 65536
+
+
+def owns(address: str) -> bool:
+    """Tell whether connections can come from an address, which is so if it is one of this machine's."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
 
 
 def set_name(name: str) -> None:

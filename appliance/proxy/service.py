@@ -5,7 +5,6 @@ clients outlive it.
 """
 
 import os
-import socket
 import time
 from pathlib import Path
 
@@ -59,15 +58,7 @@ class Service:
 
     def is_own(self, destination: lookup.Endpoint) -> bool:
         """Tell whether a destination is the gateway's own listener."""
-        if destination.port != self.config.port:
-            return False
-        family = socket.AF_INET6 if ":" in destination.address else socket.AF_INET
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.bind((destination.address, 0))
-            except OSError:
-                return False
-        return True
+        return destination.port == self.config.port and process.owns(destination.address)
 
     def _expired(self, path: Path) -> None:
         self.log.notice("LOCK:EXPIRED", lock=path)

@@ -50,6 +50,11 @@ def warnings(config: Config) -> list[str]:
             f"max_connections {config.max_connections}: may need {needed} open files, of which the system "
             f"allows {allowed}; raise the hard limit (ulimit -Hn, LimitNOFILE=)"
         )
+    if config.mode != "tproxy" and not process.owns(str(config.outgoing_addr)):
+        found.append(
+            f"outgoing_addr {config.outgoing_addr}: no address of this machine, so no mail server can be "
+            "reached from it; name one that it has, or leave it out"
+        )
     script = config.action_script
     if script and not _runnable(config.outside(script), who):
         found.append(

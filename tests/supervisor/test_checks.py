@@ -114,6 +114,23 @@ def test_a_limit_of_open_files_that_is_too_low(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.option("ignore_errors")
+@pytest.mark.option("outgoing_addr")
+@pytest.mark.parametrize(
+    ("address", "mode", "told"),
+    [
+        ("192.0.2.1", "netfilter", True),
+        ("2001:db8::1", "fixed", True),
+        ("192.0.2.1", "tproxy", False),  # where it is not used
+        ("127.0.0.1", "fixed", False),
+        ("0.0.0.0", "fixed", False),
+        ("::", "fixed", False),
+    ],
+)
+def test_a_source_address_that_the_machine_does_not_have(address: str, mode: str, told: bool) -> None:
+    found = warnings(parse(f"mode {mode}\nfixed_server 127.0.0.1\noutgoing_addr {address}\n"))
+    assert any(f"outgoing_addr {address}: no address of this machine" in line for line in found) is told
+
+
 def test_an_absent_virus_scanner_is_an_obstacle_unless_errors_are_ignored(home: Path) -> None:
     values = {"antivirus_type": "clamd", "antivirus_path": SocketAddress(home / "clamd")}
     fatal, told = absent_scanners(Config(values))
