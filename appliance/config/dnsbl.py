@@ -28,7 +28,8 @@ _LOOPBACK = 127
 class DnsList:
     """A list of addresses in the DNS: its `zone`, which of its `answers` count, and how much.
 
-    `answers` has for each octet the ranges that it may lie in; none at all stands for every answer.
+    `answers` has for each octet the ranges that it may lie in; none at all stands for every answer but those
+    by which a list refuses to answer.
     """
 
     zone: str
@@ -38,9 +39,11 @@ class DnsList:
     def matches(self, answer: str) -> bool:
         """Tell whether an IPv4 address is an answer that counts; outside 127.0.0.0/8 none does."""
         octets = [int(octet) for octet in answer.split(".")]
+        if not self.answers:
+            return octets[0] == _LOOPBACK and not refuses(answer)
         return octets[0] == _LOOPBACK and all(
             any(low <= octet <= high for low, high in ranges)
-            for octet, ranges in zip(octets, self.answers or (), strict=False)
+            for octet, ranges in zip(octets, self.answers, strict=True)
         )
 
     def __str__(self) -> str:
@@ -48,6 +51,15 @@ class DnsList:
         answers = "=" + ".".join(_written(ranges) for ranges in self.answers) if self.answers else ""
         weight = "" if self.weight == 1 else f"*{float(self.weight)!r}".removesuffix(".0")
         return self.zone + answers + weight
+
+
+def refuses(answer: str) -> bool:
+    """Tell whether a list refuses to answer, whomever it was asked for.
+
+    In 127.255.255.0/24 Spamhaus tells name servers that are public, or ask too much, to stop:
+    https://www.spamhaus.org/faqs/dnsbl-usage/
+    """
+    return answer.startswith("127.255.255.")
 
 
 def together(lists: Iterable[DnsList]) -> float:

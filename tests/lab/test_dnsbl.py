@@ -97,6 +97,18 @@ def test_without_servers_the_systems_are_asked(
         file.write_text(before)
 
 
+REFUSAL = "127.255.255.254"  # Spamhaus's answer to name servers that everybody may use
+
+
+def test_a_list_that_refuses_to_answer_lists_nobody(
+    network: Network, postfix: Postfix, gateway: GatewayFactory, names: Unbound
+) -> None:
+    names.change(listed(CLIENT4, "one.test", REFUSAL))
+    running = gateway(options(dnsbl="one.test", lock_on="dnsbl"))
+    assert greeting(network, postfix, CLIENT4).startswith(b"220 ")
+    assert running.wait_log(rf"warning: DNSBL:FAILED src=\S+, ident=, zone=one\.test, why=.* {REFUSAL}")
+
+
 FILTER = "one.test=127.0.0.[2-11;20]"
 
 
@@ -108,6 +120,8 @@ FILTER = "one.test=127.0.0.[2-11;20]"
         ({"dnsbl": FILTER}, {"one.test": "127.0.0.20"}, b"one.test (127.0.0.20)"),
         ({"dnsbl": FILTER}, {"one.test": "127.0.0.12"}, b""),
         ({"dnsbl": "one.test"}, {"one.test": "192.0.2.1"}, b""),
+        ({"dnsbl": "one.test=127.[0-255].255.254"}, {"one.test": REFUSAL}, b"one.test (127.255.255.254)"),
+        ({"dnswl": "good.test"}, {"one.test": "127.0.0.2", "good.test": REFUSAL}, b"one.test (127.0.0.2)"),
         ({"dnsbl": "one.test=127.0.0.2,one.test"}, {"one.test": "127.0.0.3"}, b"one.test (127.0.0.3)"),
         ({"dnsbl": "one.test,two.test", "dnsbl_threshold": 2}, {"one.test": "127.0.0.2"}, b""),
         (

@@ -7,7 +7,7 @@ import asyncio
 from ipaddress import ip_address
 
 from appliance.config import Config, DnsList
-from appliance.config.dnsbl import together
+from appliance.config.dnsbl import refuses, together
 from appliance.proxy import events
 from appliance.proxy.checks.base import Check
 from appliance.proxy.resolver import ResolverError
@@ -72,11 +72,16 @@ class Dnsbl(Check):
     async def _answers(self, visit: Visit, zone: str) -> list[str]:
         try:
             name = f"{_reversed(visit.client.address)}.{zone}"
-            return sorted(map(str, await self._service.resolver.ask(name, "A", self._config.timeout_dnsbl)))
+            found = sorted(map(str, await self._service.resolver.ask(name, "A", self._config.timeout_dnsbl)))
         except TimeoutError:
             self._service.log.warning("DNSBL:TIMEOUT", **visit.who(), zone=zone)
         except ResolverError as error:
             self._service.log.warning("DNSBL:FAILED", **visit.who(), zone=zone, why=error)
+        else:
+            for answer in filter(refuses, found):
+                why = f"the list does not serve this name server, and says so by {answer}"
+                self._service.log.warning("DNSBL:FAILED", **visit.who(), zone=zone, why=why)
+            return found
         return []
 
 
