@@ -10,8 +10,9 @@ import ctypes
 import socket
 import struct
 import sys
-from ipaddress import IPv4Address, IPv6Address
 from typing import Final
+
+from appliance.config.network import Address, unmapped
 
 AVAILABLE: Final = sys.platform == "linux"
 _SO_ATTACH_REUSEPORT_CBPF = 51
@@ -37,15 +38,13 @@ def attach(sock: socket.socket, count: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)
 
 
-def worker_of(address: IPv4Address | IPv6Address, count: int) -> int:
+def worker_of(address: Address, count: int) -> int:
     """Index of the worker, of `count`, that a client with this address belongs to."""
-    if isinstance(address, IPv6Address):
-        mapped = address.ipv4_mapped
-        if mapped is None:
-            prefix = int(address) >> 64
-            return _mix(((prefix >> 32) * _FIRST_HALF & 0xFFFFFFFF) ^ (prefix & 0xFFFFFFFF)) % count
-        address = mapped
-    return _mix(int(address)) % count
+    address = unmapped(address)
+    if address.version == 4:
+        return _mix(int(address)) % count
+    prefix = int(address) >> 64
+    return _mix(((prefix >> 32) * _FIRST_HALF & 0xFFFFFFFF) ^ (prefix & 0xFFFFFFFF)) % count
 
 
 def _mix(word: int) -> int:

@@ -30,6 +30,11 @@ PRIVATE: Final[tuple[Network, ...]] = tuple(map(ip_network, _PRIVATE.split()))
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.ASCII)
 
 
+def unmapped(address: Address) -> Address:
+    """Give the IPv4 address that one of IPv6 stands for (RFC 4291 section 2.5.5.2), or the address itself."""
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 def Port() -> Int:  # noqa: N802
     """Make the type of a TCP or UDP port."""
     return Int(1, 65535, "PORT")

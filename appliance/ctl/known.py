@@ -17,6 +17,7 @@ from appliance.bpf import gate, layout
 from appliance.bpf.locks import dropped as dropped_by_gate
 from appliance.bpf.pinned import Gate
 from appliance.config import Address, Config
+from appliance.config.network import unmapped
 from appliance.ctl.base import Code, CtlError
 from appliance.nft.kernel import KernelError, transact
 from appliance.nft.locks import Element, LockSets, NftError, NoTable
@@ -66,7 +67,7 @@ def client(text: str) -> Client:
         raise CtlError(
             f"{text!r} is not a client: give an IPv4 or IPv6 address, or ADDRESS-IDENT", Code.BAD_USAGE
         ) from None
-    return Client(getattr(found, "ipv4_mapped", None) or found, ident)
+    return Client(unmapped(found), ident)
 
 
 def owner(config: Config) -> Identity:

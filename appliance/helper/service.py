@@ -11,9 +11,9 @@ import contextlib
 import socket
 import struct
 from collections.abc import Sequence
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 
-from appliance.config import SocketAddress
+from appliance.config.network import SocketAddress, unmapped
 from appliance.helper.conntrack import Conntrack
 from appliance.helper.gateways import Complaints, Gateways
 from appliance.helper.idents import Idents
@@ -182,8 +182,7 @@ def _bound(address: Address, port: int, kind: int) -> socket.socket:
 
 def plain(address: str) -> Address:
     """Read an address that a socket tells; one of IPv4 is IPv4 also where the socket is for both."""
-    read = ip_address(address.partition("%")[0])
-    return (read.ipv4_mapped or read) if isinstance(read, IPv6Address) else read
+    return unmapped(ip_address(address.partition("%")[0]))
 
 
 def _from_there(ancillary: Ancillary) -> Ancillary:

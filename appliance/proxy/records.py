@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
+from appliance.config.network import unmapped
 from appliance.proxy.locks import lock_name
 from appliance.proxy.quota import NAMED, Limits, Record, Use
 
@@ -231,7 +232,7 @@ def name_of(client: str) -> str:
     last = client.rpartition("/")[2]
     address, _, ident = last.partition("-")
     try:
-        return lock_name(str(ip_address(address)), ident)
+        return lock_name(str(unmapped(ip_address(address))), ident)
     except ValueError:
         return last
 

@@ -55,6 +55,7 @@ def test_what_is_written_is_read(records: Records, tmp_path: Path) -> None:
         ("/a/2001:DB8:0::1-bob", "2001:db8::1-bob"),
         ("198.51.100.1-10.77.1.5", "198.51.100.1-10_77_1_5"),
         ("nobody", "nobody"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
     ],
 )
 def test_names(given: str, name: str) -> None:
