@@ -19,6 +19,8 @@ from rich.text import Text
 from appliance import config as configuration
 from appliance.config import DEFAULT_FILE, Config
 
+_LONGEST = 64  # characters: the longest word that is never cut, such as an address with its ident
+
 
 class Code(IntEnum):
     """The exit codes; the same as those of smtp-gated where they mean the same."""
@@ -69,15 +71,40 @@ def print_json(data: object) -> None:
     print(json.dumps(data, indent=2))
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table:
-    """Make a table of plain text; a column whose name ends with # holds numbers."""
-    made = Table(title=Text(title) if title else None, title_justify="left", box=None, pad_edge=False)
-    for column in columns:
-        number = column.endswith("#")
-        made.add_column(Text(column.removesuffix("#")), justify="right" if number else "left", no_wrap=number)
-    for row in rows:
-        made.add_row(*(Text(clean(value)) for value in row))
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Make a table of plain text; a column whose name ends with # holds numbers.
+
+    Where there is no room for it, texts are folded between words: an address is to be read, and typed again.
+    """
+    made = Table(box=None, pad_edge=False)
+    cells = [[clean(value) for value in row] for row in rows]
+    for index, column in enumerate(columns):
+        name = column.removesuffix("#")
+        texts = [name, *(row[index] for row in cells)]
+        pieces = texts if name != column else [word for text in texts for word in text.split()]
+        longest = max(map(len, pieces), default=0)
+        made.add_column(
+            Text(name),
+            justify="left" if name == column else "right",
+            no_wrap=max(map(len, texts)) == longest <= _LONGEST,
+            min_width=min(longest, _LONGEST),
+            overflow="fold",
+        )
+    for row in cells:
+        made.add_row(*map(Text, row))
     return made
+
+
+def least_width(made: Table) -> int:
+    """Give the width that a table takes at least."""
+    return sum((column.min_width or 0) + 2 for column in made.columns) - 2
+
+
+def show_table(made: Table) -> None:
+    """Print a table. A terminal that is narrower than its words and numbers folds its lines."""
+    out = console()
+    out.width = max(out.width, least_width(made))
+    out.print(made, crop=False)
 
 
 def console() -> Console:

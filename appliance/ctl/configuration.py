@@ -7,7 +7,7 @@ import typer
 from appliance import config as language
 from appliance.config import OPTIONS, Config, ConfigError
 from appliance.ctl.ask import ask
-from appliance.ctl.base import Code, CtlError, clean, console, given, print_json, table, tell
+from appliance.ctl.base import Code, CtlError, clean, given, print_json, show_table, table, tell
 from appliance.privileges import PrivilegeError
 from appliance.proxy import lookup
 from appliance.supervisor import checks
@@ -82,7 +82,7 @@ def config_diff(context: typer.Context) -> None:
         tell("the gateway runs with what the file says")
         return
     columns = ("OPTION", "RUNNING", "FILE", "TAKES EFFECT AT")
-    console().print(table(columns, ([*_cells(row)] for row in rows)))
+    show_table(table(columns, ([*_cells(row)] for row in rows)))
 
 
 def _cells(row: dict[str, object]) -> list[object]:

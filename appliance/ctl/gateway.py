@@ -12,7 +12,17 @@ from rich.table import Table
 
 from appliance.ctl import known
 from appliance.ctl.ask import ask
-from appliance.ctl.base import Code, Context, CtlError, console, given, print_json, table, tell, tell_of
+from appliance.ctl.base import (
+    Code,
+    Context,
+    CtlError,
+    given,
+    print_json,
+    show_table,
+    table,
+    tell,
+    tell_of,
+)
 from appliance.ctl.times import moment, size, span
 from appliance.nft.names import INTERCEPTED
 from appliance.supervisor.requests import TALLIES
@@ -91,7 +101,7 @@ def show(found: dict[str, Any], *, down: bool) -> None:
     for label, text in lines:
         tell_of(label, text)
     if gateway:
-        console().print(table(("WORKER#", "PID#", "SERVING", "SESSIONS#"), _worker_rows(gateway), ""))
+        show_table(table(("WORKER#", "PID#", "SERVING", "SESSIONS#"), _worker_rows(gateway)))
 
 
 def _gateway_lines(gateway: dict[str, Any]) -> list[tuple[str, str]]:
@@ -156,7 +166,7 @@ def sessions(context: typer.Context) -> None:
         rows = [dict(zip(found["columns"], row, strict=False)) for row in found["rows"]]
         print_json({"sessions": rows, "total": found["total"], "silent_workers": found["silent"]})
         return
-    console().print(session_table(found["rows"]))
+    show_table(session_table(found["rows"]))
     if found["total"] > len(found["rows"]):
         tell(f"{len(found['rows'])} of {found['total']}")
     _tell_silent(found["silent"])
@@ -199,7 +209,7 @@ def clients(
     if given(context).as_json:
         print_json({"clients": found["rows"], "silent_workers": found["silent"], "why_not": found["why_not"]})
     else:
-        console().print(client_table(found["rows"]))
+        show_table(client_table(found["rows"]))
         _tell_silent(found["silent"])
         if found["why_not"]:
             tell(f"the gateway's counts are missing: {found['why_not']}")

@@ -12,7 +12,7 @@ import typer
 
 from appliance.config import OPTIONS, Config
 from appliance.ctl import known
-from appliance.ctl.base import Code, CtlError, console, given, print_json, table, tell
+from appliance.ctl.base import Code, CtlError, given, print_json, show_table, table, tell
 from appliance.ctl.locking import Client
 from appliance.ctl.times import moment, span
 from appliance.proxy.quota import Limits, Record, Use
@@ -70,7 +70,7 @@ def show_record(found: dict[str, Any]) -> None:
     left = span(found["until"] - time.time())
     tell(f"{found['client']}: {whose}, counted since {moment(found['since'])}, anew in {left}")
     columns = ("LIMIT", "USED#", "QUOTA#", "TRIES#", "")
-    console().print(table(columns, (_cells(name, each) for name, each in found["limits"].items())))
+    show_table(table(columns, (_cells(name, each) for name, each in found["limits"].items())))
 
 
 def _cells(name: str, limit: dict[str, int]) -> list[object]:

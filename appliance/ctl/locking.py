@@ -13,7 +13,7 @@ import typer
 
 from appliance.config import Config
 from appliance.ctl import known
-from appliance.ctl.base import Code, CtlError, console, given, print_json, table, tell
+from appliance.ctl.base import Code, CtlError, given, print_json, show_table, table, tell
 from appliance.ctl.neighbours import neighbours
 from appliance.ctl.times import duration, end, moment, span
 
@@ -43,7 +43,7 @@ def locks(
         return
     files = known.locks(config, latest=most)
     columns = ("CLIENT", "WHY", "BY", "SINCE", "UNTIL", "LEFT#", "TRIED#", "FROM")
-    console().print(table(columns, map(_cells, _rows(files, kernel, alone=len(files) < most))))
+    show_table(table(columns, map(_cells, _rows(files, kernel, alone=len(files) < most))))
     if (there := len(known.lock_names(config))) > len(files) == most:
         tell(f"the latest {most} of {there} (--most shows more)")
     if note:

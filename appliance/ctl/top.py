@@ -17,10 +17,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, Group
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from appliance.ctl.ask import ask
-from appliance.ctl.base import Code, Context, CtlError, clean, given, print_json
+from appliance.ctl.base import Code, Context, CtlError, clean, given, least_width, print_json
 from appliance.ctl.gateway import COLUMNS, busiest, client_table
 from appliance.ctl.times import span
 
@@ -51,7 +52,7 @@ def top(
     with _keys(), Live(console=screen, screen=True, auto_refresh=False) as live:
         while True:
             now = _look(given(context), by, max(1, screen.height - _HEAD))
-            live.update(_picture(before, now, by), refresh=True)
+            live.update(_picture(before, now, by, screen.width), refresh=True)
             before = now
             if _pressed_q(every):
                 return
@@ -61,7 +62,7 @@ def _look(context: Context, by: str, most: int) -> dict[str, Any]:
     return {"status": ask(context, "status"), "clients": busiest(context, by, min(most, 1000))["rows"]}
 
 
-def _picture(before: dict[str, Any], now: dict[str, Any], by: str) -> Group:
+def _picture(before: dict[str, Any], now: dict[str, Any], by: str, width: int) -> Group:
     status, old = now["status"], before["status"]
     count = status["counters"]
     elapsed = max(status["now"] - old["now"], 0.001)
@@ -84,8 +85,17 @@ def _picture(before: dict[str, Any], now: dict[str, Any], by: str) -> Group:
     ]
     return Group(
         *(Text(clean(line), no_wrap=True, overflow="ellipsis") for line in lines),
-        client_table(now["clients"]),
+        _clients(now["clients"], by, width),
     )
+
+
+def _clients(rows: list[dict[str, Any]], by: str, width: int) -> Table:
+    """Make the table of clients without the last columns that have no room; the one in question stays."""
+    made = client_table(rows)
+    while least_width(made) > width and len(made.columns) > 2:
+        last = str(made.columns[-1].header)
+        del made.columns[-2 if last == by.upper() else -1]
+    return made
 
 
 @contextmanager

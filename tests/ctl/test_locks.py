@@ -59,6 +59,21 @@ def test_locks_of_one_behind_an_address(tool: Tool) -> None:
     assert [path.name for path in tool.locks.iterdir()] == ["192.0.2.70"]
 
 
+def test_a_narrow_terminal_shows_whole_addresses_and_causes(
+    tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = "2001:db8:1234:5678:9abc:def0:1234:5678-somebody"
+    tool("lock", client, "--why", "an open proxy, as the night shift has found")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # which makes a terminal of any output
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = tool("locks").out
+    assert client in shown
+    assert "appliance-ctl" in shown
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+    for word in ("LEFT", "59m59s", "shift"):
+        assert word in shown
+
+
 def test_whoever_is_locked_is_not_locked_again(tool: Tool) -> None:
     tool("lock", "192.0.2.7")
     done = tool("lock", "192.0.2.7", "--for", "1w")
