@@ -92,8 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CtlError as error:
         _tell(str(error))
         return error.code
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return Code.BAD_USAGE
     except click.UsageError as error:
-        _tell(f"{error.format_message()} (appliance-ctl --help lists the commands)")
+        where = error.ctx.command_path if error.ctx else "appliance-ctl"
+        _tell(f"{error.format_message()} (see {where} --help)")
         return Code.BAD_USAGE
     except OSError as error:
         _tell(str(error))

@@ -130,6 +130,18 @@ def test_wrong_usage(tool: Tool) -> None:
     assert "top needs a terminal" in done.err
 
 
+def test_what_is_wrong_with_a_command_leads_to_its_own_help(tool: Tool) -> None:
+    assert tool("limits", "show").err.endswith("(see appliance-ctl limits show --help)\n")
+    assert tool("nonsense").err.endswith("(see appliance-ctl --help)\n")
+    for group in ("", "limits", "config"):
+        helped, alone = (
+            subprocess.run([PROGRAM, *group.split(), *words], capture_output=True, text=True)
+            for words in (["--help"], [])
+        )
+        assert (alone.returncode, alone.stdout) == (3, "")
+        assert alone.stderr == helped.stdout
+
+
 def test_options_before_and_behind(tool: Tool) -> None:
     tool("lock", "192.0.2.7")
     found = [
