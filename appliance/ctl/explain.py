@@ -117,23 +117,27 @@ def _next(config: Config, client: known.Client, facts: dict[str, Any]) -> tuple[
         talk = (
             f"the kernel lets {config.lock_talk} connections a minute through (lock_talk) and drops the rest"
         )
-        return "refused", f"lock: {locked['why']}; {talk}; it hears: 554 {config.msg_virus_locked}"
+        return "refused", f"lock: {locked['why']}; {talk}; {_hears(config, config.msg_virus_locked)}"
     gateway = facts["gateway"]
     if gateway is None or gateway["ending"]:
         return _without_gateway(config, intercepted, facts)
     if refusal := gateway["refusal"]:
         name, why, text = (str(part) for part in refusal)
-        return "refused", f"{name}: {why}; it hears: 554 {text}"
+        return "refused", f"{name}: {why}; {_hears(config, text)}"
     if limits := facts["limits"]:
         spent = limits["limits"][Use.CONNECTIONS.word]
         if 0 < spent["quota"] <= spent["used"]:
             why = f"{spent['used']} of {spent['quota']} are used until {moment(limits['until'])}"
-            return "refused", f"ratelimit_connections: {why}; it hears: 554 {config.msg_rate_reject}"
+            return "refused", f"ratelimit_connections: {why}; {_hears(config, config.msg_rate_reject)}"
     if client.ident and any(not lock["exempt"] for lock in facts["locks"] if lock["name"] == client.name):
-        return "refused", f"a lock on this ident; it hears: 554 {config.msg_virus_locked}"
+        return "refused", f"a lock on this ident; {_hears(config, config.msg_virus_locked)}"
     asked = config.dnsbl and "dnsbl" not in config.auth_skip
     but = ", unless a list of dnsbl has it" if asked else ""
     return "accepted", f"nothing is against it{but}; what it sends is inspected"
+
+
+def _hears(config: Config, text: str) -> str:
+    return f"it hears: 554 {config.proxy_name} {' '.join(text.splitlines())}"
 
 
 def _without_gateway(config: Config, intercepted: bool, facts: dict[str, Any]) -> tuple[str, str]:

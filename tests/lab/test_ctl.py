@@ -253,8 +253,7 @@ def test_what_is_foretold_comes_true(network: Network, server: ScriptedServer, s
             greeting = client.reply()
             assert outcome == ("accepted" if greeting.startswith("220") else "refused")
             if outcome == "refused":
-                text = why.partition("it hears: 554 ")[2]
-                assert greeting == f"554 gw.example.test {text}"
+                assert greeting == why.partition("it hears: ")[2]
                 client.socket.close()
             assert expected in f"{outcome}: {why}"
 
