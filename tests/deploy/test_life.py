@@ -126,6 +126,7 @@ def bare(site: Site) -> dict[str, str]:
         ("max_per_host", "many", "option max_per_host: "),
         ("lan_interfaces", "lan,guests", "has no interface guests; it has lan, lo, wan"),
         ("lock_perm", 0o660, "write it in quotes"),
+        ("clamd", "maybe", "smtp_appliance_clamd: maybe is neither true nor false"),
     ],
 )
 def test_a_bad_variable_stops_before_anything_is_touched(
