@@ -170,6 +170,13 @@ def test_the_role_uses_it(site: Site, postfix: Postfix, package: Path, bare: dic
     assert "the release and configuration before run again" in outcome.output, outcome.output
     assert release(site.machine) == f"/opt/smtp-appliance/releases/{package.name.split('_')[1]}"
     assert "gw.example.test" in delivered(site, postfix, CLIENT4)
+    for file, words in (
+        ("", "gateway has the package already"),
+        ("/none.deb", "there is no /none.deb on your side"),
+    ):
+        refused = administrator.apply("refuse another package", deb=file)
+        assert (refused.failed, refused.changed) == (1, 0)
+        assert words in refused.output
     administrator.variables = good
     assert administrator.succeed("run again, with the package").changed == 0
     administrator.succeed("remove the package", state="absent")
