@@ -12,6 +12,7 @@ import typer
 
 from appliance.bpf import gate
 from appliance.config import Config, ConfigError, parse
+from appliance.ctl import known
 from appliance.ctl.ask import ask
 from appliance.ctl.base import Code, CtlError, given, print_json, tell
 from appliance.nft.installer import Installer, Plan, Refused
@@ -28,6 +29,8 @@ _SHARED = ("mode", "bind_address", "port")  # what the gateway knows since its s
 @contextmanager
 def _told() -> Iterator[None]:
     """Turn what the installer raises into words and an exit code."""
+    if not known.may_ask_kernel():
+        raise CtlError("the kernel's rules: appliance-ctl needs root: try again with sudo", Code.FORBIDDEN)
     try:
         yield
     except Refused as error:

@@ -13,6 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from appliance import process
 from appliance.bpf import gate, layout
 from appliance.bpf.locks import dropped as dropped_by_gate
 from appliance.bpf.pinned import Gate
@@ -145,8 +146,15 @@ def exemption(path: Path) -> float | None:
         return None
 
 
+def may_ask_kernel() -> bool:
+    """Tell whether we have the right to; to whoever has not, libnftables says so by itself, too."""
+    return bool(process.capabilities()[0] >> process.CAP_NET_ADMIN & 1)
+
+
 def kernel_locks() -> dict[str, Element] | str:
     """Give the clients that the kernel drops, by rules or by the gate, by address; or why that is unknown."""
+    if not may_ask_kernel():
+        return "only root may ask the kernel"
     try:
         sets = LockSets()
     except (ImportError, OSError) as error:
@@ -156,7 +164,7 @@ def kernel_locks() -> dict[str, Element] | str:
     except NoTable:
         return NO_TABLE
     except (NftError, OSError) as error:
-        return "only root may ask the kernel" if os.geteuid() else f"the kernel refuses: {error}"
+        return f"the kernel refuses: {error}"
     finally:
         sets.close()
     for address, packets in _dropped_by_gate().items():  # before the sets could count them
@@ -185,6 +193,8 @@ def _dropped_by_gate() -> dict[Address, int]:
 
 def kernel_counters() -> dict[str, int]:
     """Give the packets of the table's named counters; nothing where there is no table, or no right to ask."""
+    if not may_ask_kernel():
+        return {}
     try:
         found = transact([{"list": {"counters": {"table": {"family": FAMILY, "name": TABLE}}}}])
     except KernelError:

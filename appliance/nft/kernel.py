@@ -76,10 +76,9 @@ def _execute(commands: Sequence[Json], *, terse: bool) -> list[Json]:
     except ValueError:  # libnftables up to 1.0.6 breaks off at a table that has flags
         raise Unreadable("libnftables cannot list a table that has flags, such as owner") from None
     if status:
-        advice = "; appliance-ctl needs root" if os.geteuid() and "not permitted" in error else ""
         lines = (" ".join(line.split()) for line in error.splitlines())
         told = dict.fromkeys(line.removeprefix("internal:0:0-0: Error: ") for line in lines if line)
-        raise KernelError("; ".join(told)[:400] + advice)
+        raise KernelError("; ".join(told)[:400])
     return list((output or {}).get("nftables", []))[1:]  # the first names libnftables
 
 

@@ -276,7 +276,7 @@ def test_who_may_ask(start: Start) -> None:
     status = ctl.gateway.control.stat()
     assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, OPERATORS, 0o660)
     operator = ctl.run_as("alice", [ACCOUNTS["alice"], OPERATORS], "status")
-    assert operator.returncode == 0
+    assert (operator.returncode, operator.stderr) == (0, "")
     assert "gateway   up for" in operator.stdout
     assert "kernel    unknown: only root may ask the kernel" in operator.stdout
     for user in ("bob", "smtpgw"):
