@@ -129,7 +129,8 @@ def _next(config: Config, client: known.Client, facts: dict[str, Any]) -> tuple[
         if 0 < spent["quota"] <= spent["used"]:
             why = f"{spent['used']} of {spent['quota']} are used until {moment(limits['until'])}"
             return "refused", f"ratelimit_connections: {why}; {_hears(config, config.msg_rate_reject)}"
-    if client.ident and any(not lock["exempt"] for lock in facts["locks"] if lock["name"] == client.name):
+    locks = facts["locks"] if isinstance(facts["locks"], list) else []
+    if client.ident and any(not lock["exempt"] for lock in locks if lock["name"] == client.name):
         return "refused", f"a lock on this ident; {_hears(config, config.msg_virus_locked)}"
     asked = config.dnsbl and "dnsbl" not in config.auth_skip
     but = ", unless a list of dnsbl has it" if asked else ""

@@ -133,9 +133,15 @@ def locks(config: Config, client: str | None = None, latest: int | None = None) 
             found.append((since, name, None))
     found.sort(key=lambda each: each[:2])
     return [
-        LockFile(name, since, lock.until if lock else None, read_lock(path / name)[0], exempt=lock is None)
+        LockFile(name, since, lock.until if lock else None, _cause(path / name), exempt=lock is None)
         for since, name, lock in found[-latest if latest else 0 :]
     ]
+
+
+def _cause(file: Path) -> str:
+    if not os.access(file, os.R_OK) and file.exists():  # how long it lasts stands in there, too
+        raise CtlError(f"only root can read {file}: try again with sudo", Code.FORBIDDEN)
+    return read_lock(file)[0]
 
 
 def exemption(path: Path) -> float | None:

@@ -287,6 +287,13 @@ def test_who_may_ask(start: Start) -> None:
     assert (done.returncode, done.stdout) == (5, "")
     assert "only root can lock a client: try again with sudo" in done.stderr
     assert not any(ctl.gateway.locks.iterdir())
+    ctl.text("lock", f"{CLIENT4}-bob", "--for", "2h", "--why", "because")
+    done = ctl.run_as("alice", [ACCOUNTS["alice"], OPERATORS], "locks")
+    assert (done.returncode, done.stdout) == (5, "")
+    assert f"only root can read {ctl.gateway.locks}/{CLIENT4}-bob: try again with sudo" in done.stderr
+    done = ctl.run_as("alice", [ACCOUNTS["alice"], OPERATORS], "explain", f"{CLIENT4}-bob")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "lock      unknown: only root can read " in done.stdout
 
 
 def test_a_reload_tells_what_came_of_it(start: Start) -> None:
