@@ -54,6 +54,9 @@ class Demonstration:
             network.router,
             {
                 "mode": "tproxy",
+                "lan_interfaces": "lan",
+                "on_failure": "closed",
+                "xdp": "off",
                 "workers": 2,
                 "antivirus_type": "clamd",
                 "antivirus_path": str(self.clamd.socket),
@@ -63,7 +66,7 @@ class Demonstration:
                 "lock_on": "virus,spam",
             },
         ).start()
-        router.intercept(network.router, "tproxy")
+        router.install(network.router, self.gateway.file.read_text())
 
     def experiments(self) -> list[Callable[[], Row]]:
         """Give what is tried, in order."""

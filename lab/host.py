@@ -115,12 +115,12 @@ class Host:
 
     @property
     def shell(self) -> str:
-        """The command that gives a person a shell on this host."""
-        return f"nsenter --target {self.pid} --net --mount --uts --pid"
+        """The command that gives a person a shell on this host, in the checkout."""
+        return f"nsenter --target {self.pid} --net --mount --uts --pid --wdns={CHECKOUT}"
 
     def command(self, argv: Sequence[str | Path]) -> list[str]:
         """Give the argument list that runs `argv` on this host, with the checkout as working directory."""
-        return [*shlex.split(self.shell), f"--wdns={CHECKOUT}", "--", *map(str, argv)]
+        return [*shlex.split(self.shell), "--", *map(str, argv)]
 
     def run(
         self,
