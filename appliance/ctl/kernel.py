@@ -22,6 +22,7 @@ commands = typer.Typer(rich_markup_mode=None)
 Early = Annotated[
     bool, typer.Option("--early", help="Accept interfaces that are not there yet, as at the system's start.")
 ]
+_MISSING = "missing for the gate: {}"
 _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 _SHARED = ("mode", "bind_address", "port")  # what the gateway knows since its start, and the rules go by
 
@@ -64,7 +65,8 @@ def plan(context: typer.Context, early: Early = False) -> None:
         found = Installer(config, early=early).plan()
     differs, lacking = gate.check(config)
     nothing = "nothing would change: the kernel's rules are up already"
-    _show(context, found, "would change", nothing, [*differs, *lacking], _misunderstood(context, config))
+    of_gate = [*differs, *map(_MISSING.format, lacking)]
+    _show(context, found, "would change", nothing, of_gate, _misunderstood(context, config))
 
 
 @commands.command()
@@ -102,7 +104,7 @@ def check(context: typer.Context) -> Code:
         tell("the kernel is as planned")
     if not given(context).as_json:
         for line in lacking:
-            tell(f"missing for the gate: {line}", "yellow")
+            tell(_MISSING.format(line), "yellow")
     return Code.FAILED if found else Code.DONE
 
 

@@ -183,6 +183,11 @@ def test_without_headers_or_compiler_the_rest_works(network: Network, gateway: G
     ]
     gate.write(xdp="auto")
     assert gate.do("check", {"BCC_KERNEL_SOURCE": "/nonexistent"}) == [line.partition("is ")[2]]
+    planned = network.router.run(
+        [PYTHON.with_name("appliance-ctl"), "--config", gate.file, "plan"],
+        environment={"BCC_KERNEL_SOURCE": "/nonexistent"},
+    )
+    assert f"warning: missing for the gate: {line.partition('is ')[2]}\n" in planned.stdout
     assert not gate.pins.exists()
     running = gateway({"lock_on": "fanout"})
     running.wait_log("FANOUT:BLIND")
