@@ -314,6 +314,14 @@ def test_a_changed_option_is_taken_over_without_a_restart(
     is_green(site.machine)
 
 
+def test_the_rules_go_and_come_again(site: Site, postfix: Postfix, administrator: Administrator) -> None:
+    administrator.succeed("intercept nothing", intercept=False)
+    assert "gw.example.test" not in delivered(site, postfix, CLIENT4)
+    assert administrator.succeed("intercept nothing, again").changed == 0
+    administrator.succeed("intercept again", intercept=True)
+    is_green(site.machine)
+
+
 def test_a_reload_that_the_gateway_refuses_is_taken_back(site: Site, administrator: Administrator) -> None:
     good = dict(administrator.variables)
     outcome = administrator.apply("refuse what the gateway cannot use", lock_path="/srv/locks")
