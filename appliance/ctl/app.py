@@ -51,9 +51,9 @@ def command() -> click.Command:
     return whole
 
 
-def _share_options(group: click.Command) -> None:
-    if not isinstance(group, click.Group):
-        group.params += [
+def _share_options(command: click.Command) -> None:
+    for each in command.commands.values() if isinstance(command, click.Group) else ():
+        each.params += [
             click.Option(
                 ["--config"],
                 metavar="FILE",
@@ -64,8 +64,6 @@ def _share_options(group: click.Command) -> None:
             ),
             click.Option(["--json"], is_flag=True, expose_value=False, hidden=True, callback=_set_json),
         ]
-        return
-    for each in group.commands.values():
         _share_options(each)
 
 

@@ -151,6 +151,8 @@ def test_options_before_and_behind(tool: Tool) -> None:
     assert found[0] == found[1] == found[2]
     assert tool("--config", "/nonexistent", "locks", "--config", str(tool.file)).code == 0
     assert tool("locks", "--config", "/nonexistent").code == 2
+    assert tool("config", "--json", "show").json == tool("--json", "config", "show").json
+    assert tool("config", "--config", "/nonexistent", "show").code == 2
 
 
 def test_letters_that_the_locale_lacks(tool: Tool) -> None:
