@@ -23,6 +23,7 @@ _STOPS = ("drop", "reject")
 _TARGETS = {
     "CT": "notrack",  # or a zone, which is as bad
     "DNAT": "dnat",
+    "MARK": "mark",
     "NETMAP": "dnat",
     "NFQUEUE": "queue",
     "REDIRECT": "redirect",
@@ -135,7 +136,7 @@ class _Others:
         if "netfilter" in self._config.mode:
             found |= {"notrack", "zone"}
         if "tproxy" in self._config.mode and about["hook"] == "prerouting" and about["prio"] >= MARKED:
-            found.add("mangle")
+            found |= {"mangle", "mark"}
         return found
 
     def _ends(self) -> Iterator[tuple[str, _Way]]:

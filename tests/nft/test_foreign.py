@@ -121,6 +121,15 @@ def test_chains_of_interfaces_are_looked_at(configuration: str, family: str) -> 
     assert not takers(configuration, hook, [away])
 
 
+def test_marks_that_iptables_sets_behind_ours_lead_away() -> None:
+    """In its table nat, which comes after ours; in its table mangle they come before."""
+    mark = [match(meta("iifname"), "lan"), COUNTED, extension("MARK", "target")]
+    hook = {"hook": "prerouting", "policy": "accept"}
+    assert takers(TPROXY, hook | {"type": "nat", "prio": -100}, [mark])
+    assert not takers(TPROXY, hook | {"type": "filter", "prio": -150}, [mark])
+    assert not takers(NETFILTER, hook | {"type": "nat", "prio": -100}, [mark])
+
+
 def test_what_is_copied_is_not_taken() -> None:
     """As for another machine that looks at it, too."""
     for hook in ("prerouting", "ingress"):
