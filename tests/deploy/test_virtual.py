@@ -41,6 +41,19 @@ def reached_nft(machine: Machine) -> str:
     return found[1]
 
 
+def differences_with_a_vrf(machine: Machine) -> list[str]:
+    """Give what check finds where the clients' interface is in a VRF: in a network apart."""
+    make = (
+        "ip link add lan type veth peer name far",
+        "ip link add vrf-lan type vrf table 77",
+        "ip link set lan master vrf-lan",
+    )
+    words = " && ".join((*make, "appliance-ctl --json check"))
+    checked = machine.run(["unshare", "--net", "sh", "-c", words], check=False)
+    found: list[str] = json.loads(checked.stdout)["differences"]
+    return found
+
+
 def test_the_gate_drops_locked_clients_on_debians_own_kernel(virtual: Site) -> None:
     machine = virtual.machine
     assert isinstance(machine, VirtualMachine)
@@ -88,4 +101,7 @@ def test_the_gate_drops_locked_clients_on_debians_own_kernel(virtual: Site) -> N
         assert check == {"differences": [], "missing": []}, mode
         for _ in range(2):
             assert "gw.example.test" in delivered(virtual, postfix, CLIENT4)
+    told = " ".join(differences_with_a_vrf(machine))
+    assert "lan_interfaces: lan is in the VRF vrf-lan, which has to be named, too" in told
+    assert "sysctl net.ipv4.tcp_l3mdev_accept is 0" in told
     TIMES.append(("prove the gate on Debian's own kernel, in all", time.monotonic() - begin))

@@ -389,21 +389,3 @@ def test_clients_in_a_vrf_need_two_names_and_a_sysctl(interfaces: str, accepts: 
     told = [*sysctls.wrong_with_vrfs(interfaces.split(","), masters, str(accepts))]
     assert len(told) == len(said)
     assert all(words in line for words, line in zip(said, told, strict=True)), told
-
-
-def test_check_tells_of_a_vrf(tmp_path: Path) -> None:
-    def work() -> None:
-        made = subprocess.run(["ip", "link", "add", "vrf-lan", "type", "vrf", "table", "77"], check=False)
-        if made.returncode:
-            pytest.skip("this kernel has no VRFs")
-        run("ip", "link", "set", "lan", "master", "vrf-lan")
-        installer = Installer(parse(TPROXY), directory=tmp_path)
-        told = [UNNAMED, "lan_interfaces: clients are in a VRF, and sysctl net.ipv4.tcp_l3mdev_accept is 0"]
-        for lines in (installer.up().warnings, installer.check()):
-            assert [line.partition(";")[0] for line in lines] == told
-        run("sysctl", "-qw", "net.ipv4.tcp_l3mdev_accept=1")
-        installer = Installer(parse(TPROXY.replace("lan\n", "lan,vrf-lan\n")), directory=tmp_path)
-        installer.up()
-        assert installer.check() == []
-
-    as_router(work)
