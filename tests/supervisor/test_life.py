@@ -148,12 +148,17 @@ def test_a_gateway_that_may_open_no_more_files_lives_on(
     systemd.close()
 
 
+def start_with_library(gateway: Gateway, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Start a gateway whose lock mirror finds this instead of libnftables' module."""
+    (gateway.home / "nftables.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(gateway.home))
+    gateway.start()
+
+
 def test_a_mirror_without_its_library_ends_for_good(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (gateway.home / "nftables.py").write_text("raise ImportError('not installed')\n")
-    monkeypatch.setenv("PYTHONPATH", str(gateway.home))
-    gateway.start()
+    start_with_library(gateway, monkeypatch, "raise ImportError('not installed')\n")
     gateway.wait_log("LOCK:KERNEL why=install python3-nftables")
     time.sleep(2)
     assert gateway.mirrors() == []
@@ -163,9 +168,7 @@ def test_a_mirror_without_its_library_ends_for_good(
 def test_a_mirror_that_keeps_dying_does_not_keep_the_machine_busy(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (gateway.home / "nftables.py").write_text("import os\nos.kill(os.getpid(), 9)  # as for its memory\n")
-    monkeypatch.setenv("PYTHONPATH", str(gateway.home))
-    gateway.start()
+    start_with_library(gateway, monkeypatch, "import os\nos.kill(os.getpid(), 9)  # as for its memory\n")
     time.sleep(9)  # begun after 0, 1, 3 and 7 s, or later on a busy machine
     assert 2 <= (gateway.home / "log").read_text().count("LOCK:KERNEL why=the mirror ended") <= 4
 
